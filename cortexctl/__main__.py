@@ -1,0 +1,5 @@
+"""`python -m cortexctl`."""
+
+from cortexctl.main import main
+
+main()

@@ -1,0 +1,91 @@
+"""`status NAME`: one model as systemctl shows a unit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cortexctl import journal
+from cortexctl.context import Info
+from cortexctl.human import NOT_AVAILABLE, ago, clean, duration, exact_size, moment, size
+from cortexctl.output import Output
+
+_LABEL_WIDTH = 11
+
+
+def describe(out: Output, info: Info, lines: int) -> None:
+    """Print everything about a model, then its last log lines."""
+    served = clean(f"{info['Backend']}: {info.get('Settings', {}).get('path', '')}")
+    out.line(f"{out.mark(info['State'])} {out.paint(info['Name'], 'bold')} - {served}")
+    for label, text, kind in _fields(info):
+        head, _, rest = clean(text).partition(" ")
+        out.line(f"{label + ':':>{_LABEL_WIDTH}} {out.paint(head, kind)}{' ' if rest else ''}{rest}")
+    if lines <= 0:
+        return
+    out.line()
+    problem = journal.unreadable()
+    if problem:
+        out.line(out.paint(f"Log lines cannot be shown: {problem}", "dim"))
+    for line in journal.tail(info["Unit"], info["InvocationID"], lines):
+        out.line(line)
+
+
+def _fields(info: Info) -> Iterator[tuple[str, str, str]]:
+    """Label, text, and the role that colours the text's first word."""
+    state, since = info["State"], info["StateChangeTimestamp"]
+    when = f" since {moment(since)}; {ago(since, time.time())}" if since else ""
+    yield "State", state + when, state
+    if info["StateReason"]:
+        yield "Reason", info["StateReason"], ""
+    yield "Health", _health(info), info["Health"]
+    yield "URL", info["URL"], ""
+    yield "Loaded", f"{info['LoadState']} ({info['FragmentPath'] or info['Unit']}; {info['UnitFileState']})", ""
+    for path in info["DropInPaths"]:
+        yield "Drop-In", path, ""
+    result = "" if info["Result"] in ("", "success") else f"; result: {info['Result']}"
+    yield "Active", f"{info['ActiveState']} ({info['SubState']}{result})", ""
+    if info["StatusText"]:
+        yield "Status", f'"{info["StatusText"]}"', ""
+    if info["NRestarts"]:
+        yield "Restarts", str(info["NRestarts"]), ""
+    if info["MainPID"]:
+        yield from _process(info, info.get("Settings", {}))
+    if info["RestartNeeded"]:
+        yield "Changed", "settings were changed since it was started; restart it to use them", "warning"
+    for warning in info["Warnings"]:
+        yield "Warning", warning, ""
+
+
+def _process(info: Info, settings: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    yield "Main PID", f"{info['MainPID']} ({_command(info['MainPID'])})", ""
+    limits = {key: settings.get(key, NOT_AVAILABLE) for key in ("memory", "MemoryHigh", "cpu", "TasksMax")}
+    memory = f"high: {exact_size(limits['MemoryHigh'])}, limit: {exact_size(limits['memory'])}"
+    yield "Memory", f"{_figure(info['MemoryCurrent'], 'memory', size)} ({memory})", ""
+    cores = "" if limits["cpu"] == NOT_AVAILABLE else f" (limit: {limits['cpu']:g} cores)"
+    yield "CPU", _figure(info["CPUUsageNSec"], "cpu", lambda n: duration(n / 1e9)) + cores, ""
+    tasks = "" if limits["TasksMax"] == NOT_AVAILABLE else f" (limit: {limits['TasksMax']})"
+    yield "Tasks", _figure(info["TasksCurrent"], "pids", str) + tasks, ""
+    if info["ControlGroup"]:
+        yield "CGroup", info["ControlGroup"], ""
+
+
+def _figure(value: int, controller: str, text: Any) -> str:
+    if value == NOT_AVAILABLE:
+        return f"not available: the control group has no {controller} controller"
+    return str(text(value))
+
+
+def _health(info: Info) -> str:
+    text: str = info["Health"]
+    if info["HealthFailures"]:
+        text += f" ({info['HealthFailures']} in a row)"
+    return f"{text}: {info['HealthReason']}" if info["HealthReason"] else text
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return "gone"

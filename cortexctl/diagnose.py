@@ -1,0 +1,129 @@
+"""From an error reply, or from silence, to a sentence that says what to do. Loaded only when something went wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cortexctl.bus import CALL_TIMEOUT, DBUS, PROPERTIES, Bus, Call, DBusError, bus_call
+from cortexctl.errors import FAILURE, NO_SUCH_MODEL, CtlError, no_such_model
+from cortexd.errors import ERROR_PREFIX
+from cortexd.names import BUS_NAME, MANAGER_INTERFACE, MODEL_PREFIX, ROOT_PATH
+from cortexd.version import VERSION
+
+UNIT = "cortexd.service"
+SYSTEMD = "org.freedesktop.systemd1"
+_SEE = f"see 'systemctl --user status {UNIT}' and 'journalctl --user -u {UNIT}'"
+
+_ABSENT = ("ServiceUnknown", "NameHasNoOwner")
+_OTHER_API = (
+    "UnknownMethod",
+    "UnknownInterface",
+    "UnknownObject",
+    "UnknownProperty",
+    "InvalidArgs",
+    "InvalidSignature",
+    "PropertyReadOnly",
+)
+_NO_ANSWER = ("NoReply", "TimedOut", "Timeout", "Disconnected")
+
+
+def explain(bus: Bus, call: Call, error: DBusError) -> CtlError:
+    """What an error reply to `call` means."""
+    if error.name.startswith(ERROR_PREFIX):
+        name = error.name.removeprefix(ERROR_PREFIX)
+        return CtlError(name, error.text, NO_SUCH_MODEL if name == "NoSuchModel" else FAILURE)
+    if call.destination != BUS_NAME:
+        return CtlError(error.name, error.text)
+    short = error.name.rpartition(".")[2]
+    if short in _ABSENT:
+        return _not_activatable(bus)
+    if short in _OTHER_API:
+        return _other_version(bus) or _vanished(call) or CtlError(error.name, f"{call.member}: {error.text}")
+    if short in _NO_ANSWER and _is_running(bus):
+        return CtlError(
+            "DaemonRestarted", f"cortexd ended during the call and was started again; models go on running; {_SEE}"
+        )
+    if short in _NO_ANSWER or error.name.startswith((f"{DBUS}.Error.Spawn.", SYSTEMD)):
+        return not_starting(bus) or CtlError("DaemonUnavailable", f"cortexd does not answer ({error.text}); {_SEE}")
+    return CtlError(error.name, error.text or f"{call.member} failed: {error.name}")
+
+
+def timed_out(bus: Bus, call: Call, seconds: float) -> CtlError:
+    """`call` had no answer in time."""
+    return not_starting(bus) or CtlError("Timeout", f"cortexd did not answer within {seconds:g} s; {_SEE}")
+
+
+def not_starting(bus: Bus) -> CtlError | None:
+    """Why the daemon that the bus was asked to start does not appear; None where it runs or may still come."""
+    if _is_running(bus) or (unit := _unit(bus)) is None:
+        return None
+    state, sub = unit.get("ActiveState"), unit.get("SubState")
+    if unit.get("LoadState") in ("not-found", "masked", "bad-setting", "error"):
+        return _unit_problem(str(unit["LoadState"]))
+    if state != "failed" and not (state == "activating" and sub == "auto-restart"):
+        return None
+    status = unit.get("ExecMainStatus")
+    reason = f"{unit.get('Result')}, status {status}" if status else str(unit.get("Result"))
+    return CtlError("DaemonUnavailable", f"cortexd does not start: {UNIT} failed ({reason}); {_SEE}")
+
+
+def _not_activatable(bus: Bus) -> CtlError:
+    unit = _unit(bus)
+    load = unit.get("LoadState") if unit else "not-found"
+    if load == "loaded":
+        sentence = f"cortexd is not running and the bus cannot start it; 'systemctl --user start {UNIT}' does"
+        return CtlError("DaemonUnavailable", sentence)
+    return _unit_problem(str(load))
+
+
+def _unit_problem(load: str) -> CtlError:
+    if load == "masked":
+        return CtlError("DaemonUnavailable", f"{UNIT} is masked; 'systemctl --user unmask {UNIT}' allows it again")
+    if load == "not-found":
+        return CtlError(
+            "NotInstalled", "cortexd is not installed for this user and not running; 'make install' installs it"
+        )
+    return CtlError("DaemonUnavailable", f"{UNIT} cannot be loaded ({load}); {_SEE}")
+
+
+def _other_version(bus: Bus) -> CtlError | None:
+    reply = bus.try_call(Call(ROOT_PATH, PROPERTIES, "Get", "ss", (MANAGER_INTERFACE, "Version")))
+    running = reply[0] if reply else "of unknown version"
+    return None if running == VERSION else version_mismatch(running)
+
+
+def version_mismatch(running: str) -> CtlError:
+    """The daemon that runs is not of our version."""
+    return CtlError(
+        "VersionMismatch",
+        f"this is cortexctl {VERSION}, but the cortexd that runs is {running}; "
+        "'systemctl --user restart cortexd' makes them one (models go on running)",
+    )
+
+
+def _vanished(call: Call) -> CtlError | None:
+    if not call.path.startswith(MODEL_PREFIX):
+        return None
+    return no_such_model(call.path.removeprefix(MODEL_PREFIX))
+
+
+def _is_running(bus: Bus) -> bool:
+    reply = bus.try_call(bus_call("NameHasOwner", "s", BUS_NAME))
+    return bool(reply and reply[0])
+
+
+def _unit(bus: Bus) -> dict[str, Any] | None:
+    """What systemd says of the daemon's unit; None where no manager answers."""
+    manager = Call("/org/freedesktop/systemd1", f"{SYSTEMD}.Manager", "LoadUnit", "s", (UNIT,), SYSTEMD)
+    loaded = bus.try_call(manager, CALL_TIMEOUT / 3)
+    if not loaded:
+        return None
+    found: dict[str, Any] = {}
+    for interface, names in (
+        ("Unit", ("LoadState", "ActiveState", "SubState")),
+        ("Service", ("Result", "ExecMainStatus")),
+    ):
+        for name in names:
+            reply = bus.try_call(Call(loaded[0], PROPERTIES, "Get", "ss", (f"{SYSTEMD}.{interface}", name), SYSTEMD))
+            found[name] = reply[0] if reply else ""
+    return found

@@ -1,0 +1,66 @@
+"""The program: one verb, one function, one exit code."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cortexctl.context import Context
+from cortexctl.errors import INTERRUPTED, CtlError
+from cortexctl.output import Output
+from cortexctl.parser import HIDDEN, VERBS, parse
+
+PROGRAMS = ("cortexctl", "cortex-model")
+_BROKEN_PIPE = 141
+"""What a shell reports for a program that SIGPIPE ended."""
+
+
+def main() -> NoReturn:
+    """The entry point of both names of the program."""
+    # A command lives for some 30 ms: collecting garbage takes 2 of them, and taking the interpreter apart 3.
+    gc.set_threshold(100_000)
+    name = sys.argv[0].rpartition("/")[2]
+    try:
+        code = run(sys.argv[1:], name if name in PROGRAMS else PROGRAMS[0])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _BROKEN_PIPE
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run(argv: Sequence[str], program: str) -> int:
+    """Run one command line; every failure is a sentence on standard error and an exit code."""
+    out = Output(program, as_json="--json" in argv)
+    try:
+        return _run(argv, program, out)
+    except CtlError as e:
+        out.error(e)
+        return e.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as e:  # argparse's, after --help
+        return int(e.code or 0)
+
+
+def _run(argv: Sequence[str], program: str, out: Output) -> int:
+    args = parse(argv, program)
+    out.quiet = args.quiet
+    verb = VERBS.get(args.verb) or HIDDEN[args.verb]
+    module, _, function = verb.run.partition(":")
+    action = getattr(__import__(f"cortexctl.actions_{module}", fromlist=[function]), function)
+    context = Context(args, out)
+    complete = False
+    try:
+        code: int = action(context) or 0
+        complete = True
+    finally:
+        out.finish(verb.many, complete)
+    return context.exit_code or code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""cortexd: model servers as first-class systemd user services."""

@@ -1,0 +1,1 @@
+"""The D-Bus face of cortexd: objects that delegate to the manager."""

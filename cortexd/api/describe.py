@@ -1,0 +1,100 @@
+"""A model, a job and an event as D-Bus values, keyed as in the XML."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cortexd.bus import Variant
+from cortexd.events import Event
+from cortexd.health.policy import Probe
+from cortexd.manager import ModelView
+from cortexd.model import SETTINGS, settings_of
+from cortexd.observer import health_url
+from cortexd.systemd.protocol import UnitUsage
+
+
+def model_properties(view: ModelView) -> dict[str, Any]:
+    """The properties of the Model interface that are signalled: all but counters."""
+    model, unit, health = view.model, view.unit, view.model.health
+    current = health.run == unit.invocation_id and unit.active_state == "active"
+    policy = model.spec.health
+    word = "off" if not (policy.enabled and policy.endpoint) else "unknown"
+    if word == "unknown" and current and health.probed:
+        word = "failing" if health.failures else "healthy"
+    return {
+        "Name": model.name,
+        "Unit": model.unit,
+        "Backend": model.spec.backend,
+        "State": view.judgement.state.value,
+        "StateReason": view.judgement.reason,
+        "Health": word,
+        "HealthReason": health.reason if current else "",
+        "HealthFailures": health.failures if current else 0,
+        "URL": model.url,
+        "Settings": settings_values(view),
+        "RestartNeeded": view.restart_needed,
+        "Warnings": list(model.warnings),
+        "LoadState": unit.load_state,
+        "ActiveState": unit.active_state,
+        "SubState": unit.sub_state,
+        "Result": unit.result,
+        "UnitFileState": unit.unit_file_state,
+        "FragmentPath": unit.fragment_path,
+        "DropInPaths": list(unit.drop_in_paths),
+        "InvocationID": unit.invocation_id,
+        "MainPID": unit.main_pid,
+        "ControlGroup": unit.control_group,
+        "StatusText": unit.status_text,
+        "NRestarts": unit.n_restarts,
+        "StateChangeTimestamp": unit.state_change,
+    }
+
+
+def usage_properties(usage: UnitUsage) -> dict[str, Any]:
+    """The counters."""
+    return {"MemoryCurrent": usage.memory, "CPUUsageNSec": usage.cpu_nsec, "TasksCurrent": usage.tasks}
+
+
+def settings_values(view: ModelView) -> dict[str, Variant]:
+    """Every setting of a model in its own type."""
+    return {name: Variant(SETTINGS[name].kind.signature, value) for name, value in settings_of(view.model.spec).items()}
+
+
+def probe_values(view: ModelView, probe: Probe) -> dict[str, Variant]:
+    """The outcome of a probe that was asked for, and where the liveness loop stands."""
+    model = view.model
+    policy, failures = model.spec.health, model.health.failures
+    if not (policy.enabled and policy.endpoint):
+        coming = "nothing: health checks are off"
+    elif view.unit.active_state != "active":
+        coming = "nothing: the model is not running"
+    elif failures + 1 < policy.max_failures:
+        coming = f"{policy.max_failures - failures - 1} more failed probes in a row after it and the model is restarted"
+    else:
+        coming = "the model is restarted" if model.spec.restart.restart != "no" else "nothing: Restart=no"
+    return {
+        "Healthy": Variant("b", probe.ok),
+        "Outcome": Variant("s", probe.outcome.value),
+        "Reason": Variant("s", probe.reason),
+        "LatencyUSec": Variant("t", int(probe.latency * 1e6)),
+        "Endpoint": Variant("s", health_url(model)),
+        "Failures": Variant("u", failures),
+        "MaxFailures": Variant("u", policy.max_failures),
+        "Next": Variant("s", coming),
+    }
+
+
+def event_values(event: Event) -> dict[str, Variant]:
+    """One line of the audit log."""
+    return {
+        "Id": Variant("t", event.id),
+        "Time": Variant("t", event.time),
+        "Model": Variant("s", event.model),
+        "Kind": Variant("s", event.kind),
+        "Priority": Variant("s", event.priority.value),
+        "Message": Variant("s", event.message),
+        "Details": Variant("s", json.dumps(event.details, sort_keys=True)),
+        "InvocationID": Variant("s", event.invocation_id),
+        "Actor": Variant("s", event.actor),
+    }

@@ -1,0 +1,117 @@
+"""The daemon: composed, started, said to be ready, run until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from contextlib import AsyncExitStack
+
+from cortexd import logs
+from cortexd.api.objects import export
+from cortexd.api.server import Server
+from cortexd.bus import Bus, BusError, BusGone, BusTimeout
+from cortexd.catalog import find_tools
+from cortexd.errors import CortexError
+from cortexd.health.probe import Prober
+from cortexd.manager import Manager
+from cortexd.names import BUS_NAME, MANAGER_INTERFACE, ROOT_PATH
+from cortexd.notify import notify, watchdog_interval
+from cortexd.scope import Scope, user_scope
+from cortexd.store import Store
+from cortexd.systemd.client import SystemdClient
+from cortexd.systemd.logind import LogindClient
+from cortexd.version import VERSION
+
+log = logging.getLogger(__name__)
+
+
+async def run(scope: Scope) -> int:
+    """Reconcile, export, take the name, READY: in this order, so that no caller meets an unready daemon.
+
+    Returns the exit status: 0 after SIGTERM, 1 when the bus has gone, which systemd repairs by starting us again.
+    """
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    os.umask(0o077)
+    async with AsyncExitStack() as closing:
+        bus = await Bus.connect(scope.bus_address)
+        closing.callback(bus.close)
+        store = await Store.open(scope.database)
+        closing.push_async_callback(store.close)
+        prober = Prober()
+        closing.push_async_callback(prober.close)
+        systemd = SystemdClient(bus)
+        closing.push_async_callback(systemd.close)
+        manager = Manager(scope, store, systemd, LogindClient(scope.system_bus_address), prober, find_tools())
+        closing.push_async_callback(manager.close)
+        server = Server(bus, ROOT_PATH)
+        closing.push_async_callback(server.close)
+        await systemd.start()
+        await manager.start()
+        export(bus, server, manager)
+        server.add(logs.LOG_CONTROL_PATH, logs.LogControl())
+        if not await bus.request_name(BUS_NAME):
+            log.error("%s is owned by another process; only one cortexd can run for a user", BUS_NAME)
+            return 1
+        notify("READY=1")
+        log.info("cortexd %s is ready: %d models", VERSION, len(manager.catalog.models))
+        status = await _serve(bus, stop)
+        notify("STOPPING=1")
+        return status
+
+
+async def _serve(bus: Bus, stop: asyncio.Event) -> int:
+    watchdog = asyncio.create_task(_watchdog(bus))
+    bus.closed.add_done_callback(lambda _: stop.set())
+    await stop.wait()
+    watchdog.cancel()
+    if bus.closed.done():
+        log.error("the connection to the bus has ended")
+        return 1
+    log.info("stopping; models go on running")
+    return 0
+
+
+async def _watchdog(bus: Bus) -> None:
+    """Tell systemd that we live as long as a call to ourselves over the bus is answered: a connection can die silently."""
+    interval = watchdog_interval()
+    while interval:
+        try:
+            await bus.call(
+                BUS_NAME, ROOT_PATH, "org.freedesktop.DBus.Properties", "Get", "ss", [MANAGER_INTERFACE, "Version"],
+                timeout=interval / 3,
+            )  # fmt: skip
+            notify("WATCHDOG=1")
+        except (BusError, BusTimeout, BusGone) as e:
+            log.warning("no answer to ourselves over the bus: %s", e)
+        await asyncio.sleep(interval / 3)
+
+
+def main() -> None:
+    """The command `cortexd`."""
+    parser = argparse.ArgumentParser(
+        prog="cortexd",
+        description="Manage AI model servers as systemd user services. Usually started by systemd or the bus.",
+        epilog="Talk to it with cortexctl(1).",
+    )
+    parser.add_argument("--version", action="version", version=f"cortexd {VERSION}")
+    parser.add_argument("--debug", action="store_true", help="log everything")
+    args = parser.parse_args()
+    logs.set_up(to_journal="JOURNAL_STREAM" in os.environ)
+    if args.debug:
+        logging.getLogger("cortexd").setLevel(logging.DEBUG)
+    try:
+        status = asyncio.run(run(user_scope(os.environ)))
+    except (CortexError, BusGone, BusError, BusTimeout) as e:
+        log.error("%s", e)
+        status = 1
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What a backend is: settings in, launch plan out. Pure: no systemd, no D-Bus, and no files but for `find`.
+
+Flags, signals and writable folders are those of the programs' own documentation and source, as noted in each file.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from cortexd.errors import InvalidConfig
+from cortexd.kinds import Value
+from cortexd.model import ModelSpec
+from cortexd.scope import Scope
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchPlan:
+    """How to run one model's server, in terms that need no knowledge of the backend."""
+
+    argv: tuple[str, ...]
+    """argv[0] is an absolute path."""
+    environment: Mapping[str, str]
+    unset_environment: tuple[str, ...] = ()
+    """Variables that would change the server's mind if the user manager had them."""
+    writes: tuple[Path, ...] = ()
+    """Folders it must be able to write; made before every start."""
+    reads: tuple[Path, ...] = ()
+    """Files and folders of the model's that it must see, wherever they lie."""
+    kill_signal: str = "SIGTERM"
+    stop_seconds: int = 20
+    """From the signal to SIGKILL."""
+    success_exit_status: tuple[str, ...] = field(default=())
+    """Exit statuses that are a clean end, beside 0."""
+
+
+class Backend(ABC):
+    """One kind of model server."""
+
+    name: ClassVar[str]
+    executables: ClassVar[tuple[str, ...]]
+    """Names to look for on PATH, best first."""
+    endpoint: ClassVar[str]
+    """Health endpoint: an HTTP path that answers 2xx when the server is ready."""
+    quantizations: ClassVar[tuple[str, ...]] = ()
+    tasks_max: ClassVar[int] = 512
+    restart: ClassVar[str] = "on-failure"
+    takes_extra_args: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
+    """Whether tensor_parallel means anything to it."""
+
+    def defaults(self, gpus: int) -> dict[str, Value]:
+        """Settings whose default is the backend's, for a model on that many GPUs."""
+        return {"health.endpoint": self.endpoint, "Restart": self.restart, "TasksMax": self.tasks_max}
+
+    def find(self, search_path: str) -> str | None:
+        """The absolute path of its executable on a PATH, or None."""
+        for name in self.executables:
+            found = shutil.which(name, path=search_path)
+            if found:
+                return str(Path(found).absolute())
+        return None
+
+    def missing(self) -> str:
+        """What to say where `find` found nothing."""
+        return f"exec: no {' or '.join(self.executables)} on your PATH; install {self.name}, or give --exec FILE"
+
+    def check(self, spec: ModelSpec) -> None:
+        """Refuse settings that this backend cannot serve: InvalidConfig naming setting, value and remedy."""
+        if spec.quantization and spec.quantization not in self.quantizations:
+            has = ", ".join(self.quantizations)
+            remedy = f"{self.name} has {has}" if has else f"{self.name} takes it from the model's file; leave it out"
+            raise InvalidConfig(f"quantization={spec.quantization!r}: {remedy}")
+        if spec.tensor_parallel > max(1, len(spec.gpus)):
+            raise InvalidConfig(
+                f"tensor_parallel={spec.tensor_parallel}: needs as many GPUs, and gpus names {len(spec.gpus)}; "
+                f"give --gpus 0,…,{spec.tensor_parallel - 1} or a smaller number"
+            )
+        if spec.tensor_parallel > 1 and not self.splits:
+            raise InvalidConfig(f"tensor_parallel={spec.tensor_parallel}: {self.name} has no such option; leave it out")
+        if spec.extra_args and not self.takes_extra_args:
+            raise InvalidConfig(f"extra_args={spec.extra_args!r}: {self.name} takes no arguments; leave it out")
+
+    @abstractmethod
+    def plan(self, spec: ModelSpec, scope: Scope) -> LaunchPlan:
+        """The launch plan of a checked model."""
+
+
+# org/name, with an optional revision or quantization behind a colon; the hub's own rule for names.
+_REFERENCE = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
+
+
+def is_reference(path: str) -> bool:
+    """Whether `path` is a reference to a model hub rather than a local path."""
+    return not path.startswith("/")
+
+
+def check_reference(path: str) -> None:
+    """Refuse what is neither an absolute path nor a reference such as org/name."""
+    if is_reference(path) and not _REFERENCE.fullmatch(path):
+        raise InvalidConfig(f"path={path!r}: is neither a file or folder that exists nor a reference such as org/name")
+
+
+def gpu_environment(spec: ModelSpec) -> dict[str, str]:
+    """Which GPUs the server sees. Both names carry the same value: on ROCm a differing pair is an error."""
+    visible = ",".join(spec.gpus)
+    return {"CUDA_VISIBLE_DEVICES": visible, "HIP_VISIBLE_DEVICES": visible, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def extra(spec: ModelSpec) -> list[str]:
+    """extra_args, split as a shell would."""
+    return shlex.split(spec.extra_args)
+
+
+def local_model(spec: ModelSpec) -> tuple[Path, ...]:
+    """The model's own file or folder, if it is a local one. All parts of a split GGUF lie beside each other."""
+    if is_reference(spec.path):
+        return ()
+    path = Path(spec.path)
+    return (path.parent,) if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name) else (path,)
+
+
+def hub_cache(scope: Scope) -> tuple[Path, ...]:
+    """Where models from the Hugging Face hub are kept (HF_HOME's default)."""
+    return (scope.cache / "huggingface",)

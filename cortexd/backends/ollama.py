@@ -1,0 +1,41 @@
+"""Ollama (envconfig/config.go and `ollama serve --help`, August 2026; read, not run)."""
+
+from __future__ import annotations
+
+from cortexd.backends.base import Backend, LaunchPlan, gpu_environment, local_model
+from cortexd.kinds import Value
+from cortexd.model import ModelSpec
+from cortexd.scope import Scope
+
+
+class Ollama(Backend):
+    """`ollama serve`: everything is told by environment variables, and the model by its API."""
+
+    name = "ollama"
+    executables = ("ollama",)
+    endpoint = "/api/tags"
+    takes_extra_args = False
+    splits = False
+
+    def defaults(self, gpus: int) -> dict[str, Value]:
+        """It runs a llama-server of its own for the model."""
+        return super().defaults(gpus) | {"TasksMax": 4096}
+
+    def plan(self, spec: ModelSpec, scope: Scope) -> LaunchPlan:
+        """One server for one model that stays loaded."""
+        address = f"[{spec.host}]" if ":" in spec.host else spec.host
+        environment = gpu_environment(spec) | {
+            "OLLAMA_HOST": f"{address}:{spec.port}",
+            "OLLAMA_CONTEXT_LENGTH": str(spec.max_model_len),
+            "OLLAMA_KEEP_ALIVE": "-1",
+            "OLLAMA_MAX_LOADED_MODELS": "1",
+        }
+        if not spec.gpus:
+            environment |= {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}  # its word for "CPU only"
+        return LaunchPlan(
+            argv=(spec.exec, "serve"),
+            environment=environment,
+            writes=(scope.home / ".ollama",),
+            reads=local_model(spec),
+            stop_seconds=30,
+        )

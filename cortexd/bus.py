@@ -1,0 +1,359 @@
+"""The one module that knows the D-Bus library; everything else speaks `Bus`, `Call`, `Signal` and plain values.
+
+Runs on dbus-next and, unchanged for its callers, on dbus-fast (the maintained fork of the same API), which is what
+Python 3.15 and later install; CORTEX_DBUS=fast or =next chooses where both are there. Only the libraries' wire side is used
+(connect, send, receive): calls in both directions are matched here, because the libraries' own object layers lose
+replies, leak tracebacks and hang after a disconnect. Each guard names the trap that it closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+DEFAULT_TIMEOUT = 25.0
+"""Seconds that a call waits for its reply (libdbus's default, too)."""
+
+DBUS = "org.freedesktop.DBus"
+DBUS_PATH = "/org/freedesktop/DBus"
+
+
+def _library() -> Any:
+    wanted = os.environ.get("CORTEX_DBUS", "")
+    names = {"fast": ["dbus_fast"], "next": ["dbus_next"]}.get(wanted, ["dbus_next", "dbus_fast"])
+    problem: Exception | None = None
+    for name in names:
+        try:
+            importlib.import_module(name + ".aio")
+            return importlib.import_module(name)
+        except (ImportError, AttributeError) as e:  # AttributeError: dbus-next on Python 3.15
+            problem = e
+    raise ImportError(f"neither dbus-next nor dbus-fast can be imported: {problem}")
+
+
+_lib = _library()
+LIBRARY: str = _lib.__name__
+"""The library in use: dbus_next or dbus_fast."""
+
+
+class BusGone(Exception):
+    """The connection to the bus could not be made, or has ended."""
+
+
+class BusTimeout(Exception):
+    """No reply came within the time allowed."""
+
+
+class BusError(Exception):
+    """The peer answered with an error."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name}: {message}")
+        self.name = name
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A value that travels with its own signature."""
+
+    signature: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A signal that arrived."""
+
+    sender: str
+    path: str
+    interface: str
+    member: str
+    body: list[Any]
+
+
+def _incoming(value: Any) -> Any:
+    """Library values to plain ones: variants unwrapped, structs as lists (next gives lists, fast tuples)."""
+    if isinstance(value, _lib.Variant):
+        return _incoming(value.value)
+    if isinstance(value, list | tuple):
+        return [_incoming(v) for v in value]
+    if isinstance(value, dict):
+        return {_incoming(k): _incoming(v) for k, v in value.items()}
+    return value
+
+
+def clean_text(text: str) -> str:
+    """`text` without what D-Bus forbids. One NUL or lone surrogate and the bus daemon would cut the connection."""
+    if "\0" in text:
+        text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return text.encode("utf-8", "replace").decode() if not text.isascii() else text
+
+
+def _outgoing(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, Variant):
+        return _lib.Variant(value.signature, _outgoing(value.value))
+    if isinstance(value, list | tuple):
+        return [_outgoing(v) for v in value]
+    if isinstance(value, Mapping):
+        return {_outgoing(k): _outgoing(v) for k, v in value.items()}
+    return value
+
+
+class Call:
+    """A method call that arrived; answered exactly once by `reply` or `error`."""
+
+    def __init__(self, bus: Bus, message: Any) -> None:
+        self._bus = bus
+        self._message = message
+        self._answered = False
+        self.sender: str = message.sender or ""
+        self.path: str = message.path
+        self.interface: str = message.interface or ""
+        self.member: str = message.member
+        self.signature: str = message.signature or ""
+        self.body: list[Any] = _incoming(message.body)
+
+    def reply(self, signature: str = "", body: Sequence[Any] = ()) -> None:
+        """Answer with values of `signature`; values that do not fit it are an internal error, logged."""
+        try:
+            answer = _lib.Message.new_method_return(self._message, signature, _outgoing(list(body)))
+            self._send(answer)
+        except Exception:
+            log.exception("the reply to %s.%s does not fit its signature", self.interface, self.member)
+            self._answered = False
+            self.error(DBUS + ".Error.Failed", "internal error; the daemon's log has the details")
+
+    def error(self, name: str, message: str) -> None:
+        """Answer with a named error."""
+        self._send(_lib.Message.new_error(self._message, name, clean_text(message)))
+
+    def _send(self, answer: Any) -> None:
+        if self._answered:
+            return
+        self._answered = True
+        if not self._message.flags & _lib.MessageFlag.NO_REPLY_EXPECTED:
+            self._bus.send(answer)
+
+
+class _PatientSocket:
+    """A full socket buffer is "0 bytes sent": the writer then waits for writability.
+
+    Both libraries take the BlockingIOError for the end of the connection and live on as a zombie that owns its name.
+    """
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def send(self, data: Any) -> int:
+        try:
+            return int(self._sock.send(data))
+        except BlockingIOError:
+            return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Subscription:
+    rule: dict[str, str]
+    handler: Callable[[Signal], None]
+
+    def fits(self, signal: Signal) -> bool:
+        rule = self.rule
+        namespace = rule.get("path_namespace")
+        return (
+            rule.get("interface", signal.interface) == signal.interface
+            and rule.get("member", signal.member) == signal.member
+            and rule.get("path", signal.path) == signal.path
+            and (namespace is None or signal.path == namespace or signal.path.startswith(namespace + "/"))
+            and ("arg0" not in rule or (bool(signal.body) and signal.body[0] == rule["arg0"]))
+        )
+
+
+class Bus:
+    """One connection to a message bus."""
+
+    def __init__(self, library_bus: Any) -> None:
+        self._bus = library_bus
+        self._pending: dict[int, asyncio.Future[list[Any]]] = {}
+        self._subscriptions: list[_Subscription] = []
+        self._server: Callable[[Call], bool] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the connection has ended, by whichever side."""
+
+    @classmethod
+    async def connect(cls, address: str) -> Bus:
+        """Connect and say hello within 10 seconds, or raise BusGone."""
+        loop = asyncio.get_running_loop()
+        try:
+            library_bus = _lib.aio.MessageBus(bus_address=address)
+            if LIBRARY == "dbus_next":
+                _guard_authentication(library_bus, loop)
+            self = cls(library_bus)
+            library_bus.add_message_handler(self._on_message)
+            async with asyncio.timeout(10):
+                await library_bus.connect()
+        except (OSError, TimeoutError, _lib.AuthError, _lib.InvalidAddressError, EOFError) as e:
+            raise BusGone(f"no connection to the bus at {address}: {e or type(e).__name__}") from e
+        library_bus._writer.sock = _PatientSocket(library_bus._writer.sock)
+        self._spawn(self._watch())
+        return self
+
+    @property
+    def unique_name(self) -> str:
+        """This connection's own name on the bus (":1.42")."""
+        return str(self._bus.unique_name)
+
+    async def call(
+        self,
+        destination: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        body: Sequence[Any] = (),
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> list[Any]:
+        """Call a method and return the reply's values. Raises BusError, BusTimeout (after `timeout` seconds), BusGone."""
+        if self.closed.done():
+            raise BusGone("the connection to the bus has ended")
+        serial = self._bus.next_serial()
+        message = _lib.Message(
+            destination=destination,
+            path=path,
+            interface=interface,
+            member=member,
+            signature=signature,
+            body=_outgoing(list(body)),
+            serial=serial,
+        )
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._pending[serial] = future
+        try:
+            self.send(message)
+            async with asyncio.timeout(timeout):
+                return await future
+        except TimeoutError:
+            raise BusTimeout(f"{destination} did not answer {member} within {timeout:g} s") from None
+        finally:
+            self._pending.pop(serial, None)
+
+    async def subscribe(self, rule: str, handler: Callable[[Signal], None]) -> None:
+        """Ask the bus for signals that match `rule` and hand each to `handler`, in the order of arrival."""
+        parts = dict(part.split("=", 1) for part in rule.split(",") if part)
+        self._subscriptions.append(_Subscription({k.strip(): v.strip().strip("'") for k, v in parts.items()}, handler))
+        await self.call(DBUS, DBUS_PATH, DBUS, "AddMatch", "s", [rule])
+
+    async def request_name(self, name: str) -> bool:
+        """Own `name`; False if somebody else does. (Without DO_NOT_QUEUE the request would wait in silence.)"""
+        do_not_queue, primary_owner, already_owner = 0x4, 1, 4
+        (reply,) = await self.call(DBUS, DBUS_PATH, DBUS, "RequestName", "su", [name, do_not_queue])
+        return reply in (primary_owner, already_owner)
+
+    def serve(self, handler: Callable[[Call], bool]) -> None:
+        """Hand every method call that arrives to `handler`; where it returns False the library answers (Peer)."""
+        self._server = handler
+
+    def emit(self, path: str, interface: str, member: str, signature: str, body: Sequence[Any]) -> None:
+        """Send a signal; after the end of the connection nothing happens."""
+        if not self.closed.done():
+            self.send(_lib.Message.new_signal(path, interface, member, signature, _outgoing(list(body))))
+
+    def send(self, message: Any) -> None:
+        """Queue a message of the library's."""
+        sent = self._bus.send(message)
+        if sent is not None:
+            # Nobody awaits it: the connection's end is told once, by `closed`.
+            sent.add_done_callback(lambda f: f.cancelled() or f.exception())
+
+    def close(self) -> None:
+        """End the connection."""
+        if not self.closed.done():
+            self._bus.disconnect()
+            self._end()
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch(self) -> None:
+        try:
+            await self._bus.wait_for_disconnect()
+        except Exception as e:
+            log.debug("the bus connection ended: %r", e)
+        finally:
+            self._end()
+            # Neither library closes its descriptor.
+            for part in (getattr(self._bus, "_stream", None), getattr(self._bus, "_sock", None)):
+                if part is not None:
+                    with contextlib.suppress(OSError):
+                        part.close()
+
+    def _end(self) -> None:
+        if self.closed.done():
+            return
+        self.closed.set_result(None)
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(BusGone("the connection to the bus has ended"))
+
+    def _on_message(self, message: Any) -> bool:
+        """Called by the library for every message; must not raise."""
+        kind = message.message_type
+        if kind in (_lib.MessageType.METHOD_RETURN, _lib.MessageType.ERROR):
+            future = self._pending.get(message.reply_serial)
+            if future is not None and not future.done():
+                if kind == _lib.MessageType.ERROR:
+                    text = str(message.body[0]) if message.body else ""
+                    future.set_exception(BusError(message.error_name, text))
+                else:
+                    future.set_result(_incoming(message.body))
+            return False
+        if kind == _lib.MessageType.SIGNAL:
+            signal = Signal(
+                message.sender or "", message.path, message.interface, message.member, _incoming(message.body)
+            )
+            for subscription in self._subscriptions:
+                if subscription.fits(signal):
+                    try:
+                        subscription.handler(signal)
+                    except Exception:
+                        log.exception("the handler of %s.%s failed", signal.interface, signal.member)
+            return False
+        return self._server(Call(self, message)) if self._server else False
+
+
+def _guard_authentication(library_bus: Any, loop: asyncio.AbstractEventLoop) -> None:
+    """An EOF during dbus-next's authentication burns a core for ever: it reads b'' again and again without yielding."""
+
+    async def readline() -> str:
+        line = b""
+        while not line.endswith(b"\r\n"):
+            chunk = await loop.sock_recv(library_bus._sock, 1)
+            if not chunk:
+                raise EOFError("the bus closed the connection during authentication")
+            line += chunk
+        return line[:-2].decode()
+
+    library_bus._auth_readline = readline
+
+
+def session_address(environ: Mapping[str, str]) -> str:
+    """The user's bus: DBUS_SESSION_BUS_ADDRESS, else the socket in XDG_RUNTIME_DIR (neither library looks there)."""
+    address = environ.get("DBUS_SESSION_BUS_ADDRESS")
+    if address:
+        return address
+    runtime = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return f"unix:path={runtime}/bus"

@@ -1,0 +1,277 @@
+"""The registered models: their settings, what follows from them, and their unit files. Configuration, not life."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cortexd import waiter
+from cortexd.backends import LaunchPlan, backend_of
+from cortexd.checks import check_spec, warnings_of
+from cortexd.errors import CortexError, InvalidConfig, ModelExists, NoSuchModel, StoreFailed, UnitConflict
+from cortexd.events import Event
+from cortexd.health.policy import HealthState
+from cortexd.kinds import Value
+from cortexd.model import DEFAULT_BACKEND, ModelSpec, build_spec, parse_settings
+from cortexd.names import check_name, model_name, unit_name
+from cortexd.registration import Caller, fill_in
+from cortexd.scope import Scope
+from cortexd.store import Store
+from cortexd.systemd.protocol import Systemd
+from cortexd.units import files
+from cortexd.units.files import FileState
+from cortexd.units.render import FOLDER_TEMPLATE, Tools, probe_address, render_folder_template, render_unit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What a model is: `explicit` is what was asked for; the rest follows from it."""
+
+    explicit: Mapping[str, Value]
+    spec: ModelSpec
+    plan: LaunchPlan
+    text: str
+    """The unit file as it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """That cortexd itself brought a run (its InvocationID) to its end, and how: stop, kill or health."""
+
+    run: str = ""
+    by: str = ""
+
+
+@dataclass
+class Model:
+    """A registered model: its definition, and what cortexd remembers of it beside systemd and the database."""
+
+    name: str
+    definition: Definition
+    health: HealthState = field(default_factory=HealthState)
+    ending: Ending = field(default_factory=Ending)
+    file_state: FileState = FileState.MISSING
+    warnings: tuple[str, ...] = ()
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while one use-case changes this model."""
+
+    @property
+    def unit(self) -> str:
+        """The systemd unit's name."""
+        return unit_name(self.name)
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches its server."""
+        address = probe_address(self.spec.host)
+        return f"http://[{address}]:{self.spec.port}" if ":" in address else f"http://{address}:{self.spec.port}"
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Every setting, filled in."""
+        return self.definition.spec
+
+    @property
+    def plan(self) -> LaunchPlan:
+        """How its server is run."""
+        return self.definition.plan
+
+
+def find_tools() -> Tools:
+    """The programs that units name. Raises CortexError where this machine lacks one."""
+    found = {name: shutil.which(name, path="/usr/bin:/bin:/usr/local/bin") for name in ("env", "mkdir")}
+    for name, path in found.items():
+        if path is None:
+            raise CortexError(f"this machine has no {name!r} program in /usr/bin; install coreutils")
+    # The interpreter itself: a virtual environment's link may be in a folder that the unit does not see.
+    python = os.path.realpath(sys.executable)
+    return Tools(python, str(Path(waiter.__file__).resolve()), str(found["env"]), str(found["mkdir"]))
+
+
+class Catalog:
+    """All models by name. Changes go: check everything → database → unit file → reload; a failure undoes what was done."""
+
+    def __init__(self, scope: Scope, tools: Tools, store: Store, systemd: Systemd) -> None:
+        self._scope, self._tools, self._store, self._systemd = scope, tools, store, systemd
+        self.models: dict[str, Model] = {}
+        self.warnings: list[str] = []
+        """What is wrong beside the models: units without one, rows that cannot be read."""
+        self._registering = asyncio.Lock()
+
+    def get(self, name: str) -> Model:
+        """The model, or NoSuchModel."""
+        if name not in self.models:
+            raise NoSuchModel(name)
+        return self.models[name]
+
+    def _path(self, model: Model) -> Path:
+        return self._scope.unit_folder / model.unit
+
+    def _define(self, name: str, explicit: Mapping[str, Value], *, check: bool = True) -> Definition:
+        backend = backend_of(str(explicit.get("backend", DEFAULT_BACKEND)))
+        gpus = explicit.get("gpus", ("0",))
+        spec = build_spec(name, explicit, backend.defaults(len(gpus) if isinstance(gpus, tuple) else 0))
+        if check:
+            check_spec(spec, backend, self._scope)
+        plan = backend.plan(spec, self._scope)
+        text = files.with_marker(render_unit(spec, plan, self._scope, self._tools))
+        return Definition(explicit, spec, plan, text)
+
+    def _refresh_warnings(self) -> None:
+        specs = self._specs()
+        for model in self.models.values():
+            found = list(warnings_of(model.spec, specs, model.definition.explicit))
+            if model.file_state in (FileState.EDITED, FileState.FOREIGN):
+                found.append(
+                    f"{self._path(model)} is not what cortexd wrote and is kept; settings do not reach it until it is deleted"
+                )
+            model.warnings = tuple(found)
+
+    async def load(self) -> None:
+        """Read the database, write unit files that are missing or outdated, and report what belongs to no model."""
+        for row in await self._store.models():
+            try:
+                settings = {k: v for k, v in parse_settings(row.settings).items() if v is not None}
+                model = Model(check_name(row.name), self._define(row.name, settings, check=False))
+            except CortexError as e:
+                self.warnings.append(f"model {row.name!r} in the database cannot be read and is left alone: {e}")
+                continue
+            self.models[model.name] = model
+        changed = await asyncio.to_thread(self._sync_files)
+        if changed:
+            log.info("wrote %d missing or outdated unit files", changed)
+            await self._systemd.reload()
+        self._refresh_warnings()
+        for warning in self.warnings:
+            log.warning("%s", warning)
+
+    def _sync_files(self) -> int:
+        """Write what is missing or outdated; blocking. Returns how many were written."""
+        changed = 0
+        for model in self.models.values():
+            try:
+                changed += self._sync_file(model)
+            except OSError as e:
+                self.warnings.append(f"{self._path(model)} cannot be written: {e.strerror}")
+        for path in sorted(self._scope.unit_folder.glob("cortex-*.service")):
+            name = model_name(path.name)
+            if name and name not in self.models and files.inspect(path) in (FileState.CURRENT, FileState.EDITED):
+                self.warnings.append(
+                    f"{path} was written by cortexd, but no model {name!r} is registered; delete it if it is not needed"
+                )
+        return changed
+
+    def _sync_file(self, model: Model) -> bool:
+        """Write the model's unit file if it is missing or outdated; blocking. Raises OSError."""
+        changed = self._sync_template() if model.plan.writes or model.spec.hardening.read_write_paths else False
+        path = self._path(model)
+        model.file_state = files.inspect(path, model.definition.text)
+        if model.file_state in (FileState.MISSING, FileState.OUTDATED):
+            files.write(path, model.definition.text)
+            model.file_state = FileState.CURRENT
+            changed = True
+        return changed
+
+    def _sync_template(self) -> bool:
+        path, text = self._scope.unit_folder / FOLDER_TEMPLATE, files.with_marker(render_folder_template(self._tools))
+        if files.inspect(path, text) not in (FileState.MISSING, FileState.OUTDATED):
+            return False
+        files.write(path, text)
+        return True
+
+    async def ensure_unit(self, model: Model) -> None:
+        """Make sure that systemd has the unit as it should be, or a file of the user's in its place."""
+        try:
+            changed = await asyncio.to_thread(self._sync_file, model)
+        except OSError as e:
+            raise UnitConflict(
+                f"{self._path(model)} cannot be written: {e.strerror}; check the disk and the folder"
+            ) from e
+        if changed or self._systemd.cached(model.unit).need_daemon_reload:
+            await self._systemd.reload()
+        self._refresh_warnings()
+
+    async def add(self, name: str, raw: Mapping[str, object], caller: Caller) -> Model:
+        """Register a model: all of it or nothing. Raises InvalidName, InvalidConfig, ModelExists, UnitConflict."""
+        check_name(name)
+        async with self._registering:  # two at once must not get the same port from "auto"
+            if name in self.models:
+                raise ModelExists(
+                    f"model {name!r} is registered already; change it with 'cortexctl set {name} KEY=VALUE'"
+                )
+            explicit = await asyncio.to_thread(fill_in, parse_settings(raw), {}, caller, self._specs())
+            model = Model(name, await asyncio.to_thread(self._define, name, explicit))
+            await asyncio.to_thread(files.check_writable, self._path(model))
+            await self._refuse_foreign_unit(model)
+            event = Event(model=name, kind="registered", message=f"registered with {model.spec.backend}", actor=caller.actor,
+                          details={k: v for k, v in raw.items() if isinstance(v, str | int | float | bool)})  # fmt: skip
+            await self._store.save_model(name, explicit, event)
+            try:
+                await self.ensure_unit(model)
+            except BaseException as e:
+                undone = Event(model=name, kind="register-failed", message=str(e) or "interrupted", actor=caller.actor)
+                await self._store.delete_model(name, undone)
+                await asyncio.to_thread(files.remove, self._path(model))
+                raise
+            self.models[name] = model
+            self._refresh_warnings()
+            return model
+
+    async def _refuse_foreign_unit(self, model: Model) -> None:
+        unit = await self._systemd.refresh(model.unit)
+        if unit.load_state not in ("not-found", "error") and Path(unit.fragment_path) != self._path(model):
+            where = unit.fragment_path or "a transient unit"
+            raise UnitConflict(f"a unit {model.unit} exists already ({where}); choose another name")
+
+    def _specs(self) -> list[ModelSpec]:
+        return [m.spec for m in self.models.values()]
+
+    async def change(self, model: Model, raw: Mapping[str, object], caller: Caller) -> bool:
+        """Change settings: all of them or none. Returns whether the unit file changed."""
+        parsed = parse_settings(raw)
+        if not parsed:
+            raise InvalidConfig("no setting was given; use KEY=VALUE")
+        others = [spec for spec in self._specs() if spec.name != model.name]
+        old = model.definition
+        explicit = await asyncio.to_thread(fill_in, parsed, old.explicit, caller, others)
+        new = await asyncio.to_thread(self._define, model.name, explicit)
+        await asyncio.to_thread(files.check_writable, self._path(model))
+        shown = {name: str(value) for name, value in raw.items()}
+        message = "changed " + ", ".join(f"{name}={value}" for name, value in shown.items())
+        event = Event(model=model.name, kind="set", message=message[:1000], actor=caller.actor, details=shown)
+        await self._store.save_model(model.name, explicit, event)
+        model.definition = new
+        try:
+            await self.ensure_unit(model)
+        except BaseException as e:
+            model.definition = old
+            undone = Event(model=model.name, kind="set-failed", message=str(e) or "interrupted", actor=caller.actor)
+            await self._store.save_model(model.name, old.explicit, undone)
+            raise
+        return new.text != old.text
+
+    async def remove(self, model: Model, actor: str) -> None:
+        """Forget a stopped model and delete its unit file; a file that was edited by hand is kept, and named."""
+        kept = ""
+        if await asyncio.to_thread(files.inspect, self._path(model)) in (FileState.CURRENT, FileState.OUTDATED):
+            try:
+                await asyncio.to_thread(files.remove, self._path(model))
+            except OSError as e:
+                raise StoreFailed(
+                    f"{self._path(model)} cannot be deleted: {e.strerror}; delete it and try again"
+                ) from e
+        elif self._path(model).exists():
+            kept = f"; {self._path(model)} was not as cortexd wrote it, and is kept"
+        event = Event(model=model.name, kind="unregistered", message="unregistered" + kept, actor=actor)
+        await self._store.delete_model(model.name, event)
+        del self.models[model.name]
+        await self._systemd.reload()
+        self._refresh_warnings()

@@ -1,0 +1,75 @@
+"""Whether a model's settings fit together, and what about them deserves a warning."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+
+from cortexd.backends import Backend
+from cortexd.backends.base import check_reference, is_reference
+from cortexd.errors import InvalidConfig
+from cortexd.kinds import INFINITY, size_text
+from cortexd.model import ModelSpec
+from cortexd.ports import machine_memory, overlap
+from cortexd.scope import Scope
+
+
+def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
+    """Refuse a model that cannot be run: InvalidConfig naming the setting, the value and the remedy."""
+    if not spec.path:
+        raise InvalidConfig("path: is missing; give --path FILE, FOLDER or ORG/NAME")
+    check_reference(spec.path)
+    if not is_reference(spec.path):
+        path = Path(spec.path)
+        if path.is_relative_to(scope.data):
+            raise InvalidConfig(f"path={spec.path!r}: lies in {scope.data}, which no model may see; move it elsewhere")
+        if not path.exists():
+            raise InvalidConfig(
+                f"path={spec.path!r}: does not exist; give a file or folder, or a reference such as org/name"
+            )
+    _check_host(spec.host)
+    if spec.health.endpoint and not re.fullmatch(r"/[!-~]*", spec.health.endpoint):
+        raise InvalidConfig(f"health.endpoint={spec.health.endpoint!r}: must be a path that begins with /")
+    if spec.limits.memory_high > spec.limits.memory:
+        raise InvalidConfig(
+            f"MemoryHigh={size_text(spec.limits.memory_high)}: is above memory={size_text(spec.limits.memory)}; lower it"
+        )
+    if spec.health.timeout > spec.health.interval:
+        raise InvalidConfig(
+            f"health.timeout_seconds={spec.health.timeout:g}: is above health.interval_seconds={spec.health.interval:g}; "
+            "lower it, or raise the interval"
+        )
+    for folder in spec.hardening.read_write_paths:
+        if Path(folder).is_relative_to(scope.data) or scope.data.is_relative_to(folder):
+            raise InvalidConfig(
+                f"ReadWritePaths={folder!r}: would open {scope.data}, which no model may see; leave it out"
+            )
+    backend.check(spec)
+
+
+def _check_host(host: str) -> None:
+    if host == "localhost":
+        return
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise InvalidConfig(f"host={host!r}: use an address such as 127.0.0.1, 0.0.0.0 or ::1") from None
+
+
+def warnings_of(spec: ModelSpec, others: Iterable[ModelSpec], explicit: Collection[str]) -> Iterator[str]:
+    """What a person should know about a model that can be run. `explicit`: the settings that were asked for; a default
+    that is larger than the machine surprises nobody."""
+    for other in others:
+        if other.name != spec.name and other.port == spec.port and overlap(other.host, spec.host):
+            yield f"port={spec.port}: model {other.name} has it, too; only one of them can run at a time"
+    memory, machine = spec.limits.memory, machine_memory()
+    if "memory" in explicit and memory != INFINITY and memory > machine:
+        yield f"memory={size_text(memory)}: this machine has {machine / 2**30:.1f}G, so the limit will not protect it"
+    cores = os.cpu_count() or 1
+    if "cpu" in explicit and spec.limits.cpu > cores:
+        yield f"cpu={spec.limits.cpu:g}: this machine has {cores} cores, so the limit has no effect"
+    if spec.host != "localhost" and not ipaddress.ip_address(spec.host).is_loopback:
+        yield f"host={spec.host}: anybody who reaches this machine can use the model; 127.0.0.1 keeps it private"

@@ -1,0 +1,1 @@
+"""Liveness: probes, and the decision what their outcomes mean."""

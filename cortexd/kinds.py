@@ -1,0 +1,188 @@
+"""Kinds of setting: how a value is read from what a person types, shown again, and sent over D-Bus.
+
+`parse` takes text or the kind's own type and raises ValueError with what is allowed; `text` is its inverse.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+Value = str | int | float | bool | tuple[str, ...]
+
+INFINITY = 2**64 - 1
+"""systemd's "infinity" for sizes and counts: no limit."""
+
+KIB, MIB, GIB, TIB = (1024**n for n in (1, 2, 3, 4))
+_SUFFIXES = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_TRUE = ("1", "yes", "y", "true", "t", "on")
+_FALSE = ("0", "no", "n", "false", "f", "off")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of value. `signature` is its D-Bus type, `hint` what may be typed."""
+
+    signature: str
+    hint: str
+    parse: Callable[[object], Value]
+    text: Callable[[Value], str]
+
+
+def size_text(value: int) -> str:
+    """Bytes as systemd writes them: the largest suffix that keeps the number whole (32G, 1536M, 1000)."""
+    if value == INFINITY:
+        return "infinity"
+    for suffix in ("T", "G", "M", "K"):
+        unit = _SUFFIXES[suffix]
+        if value and value % unit == 0:
+            return f"{value // unit}{suffix}"
+    return str(value)
+
+
+def _parse_size(raw: object) -> Value:
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        value = raw
+    elif isinstance(raw, str) and raw.strip().lower() in ("infinity", "max", "unlimited"):
+        return INFINITY
+    elif isinstance(raw, str) and (match := _SIZE.fullmatch(raw.strip())):
+        value = int(Decimal(match[1]) * _SUFFIXES[match[2].upper()])
+    else:
+        raise ValueError("use bytes with a suffix, such as 512M, 32G or 1.5T, or infinity")
+    if not MIB <= value < 2**63:
+        raise ValueError("must be between 1M and 8388607T, or infinity")
+    return value
+
+
+def _decimal(raw: object) -> Decimal | None:
+    if isinstance(raw, bool) or not isinstance(raw, int | float | str):
+        return None
+    try:
+        value = Decimal(str(raw).strip())
+    except InvalidOperation:
+        return None
+    return value if value.is_finite() else None
+
+
+def number(low: float, high: float, unit: str = "") -> Kind:
+    """A decimal number between `low` and `high`, both included."""
+
+    def parse(raw: object) -> Value:
+        value = _decimal(raw)
+        if value is None or not low <= value <= high:
+            raise ValueError(f"use a number from {low:g} to {high:g}{unit and ' ' + unit}")
+        return float(value)
+
+    return Kind("d", f"{low:g}-{high:g}", parse, lambda v: f"{v:g}")
+
+
+def integer(low: int, high: int, unit: str = "") -> Kind:
+    """A whole number between `low` and `high`, both included."""
+
+    def parse(raw: object) -> Value:
+        value = _decimal(raw)
+        if value is None or value != value.to_integral_value() or not low <= value <= high:
+            raise ValueError(f"use a whole number from {low} to {high}{unit and ' ' + unit}")
+        return int(value)
+
+    return Kind("t", f"{low}-{high}", parse, str)
+
+
+def choice(*allowed: str) -> Kind:
+    """One word of a list; "yes" and "no" also take every spelling that systemd takes."""
+
+    def parse(raw: object) -> Value:
+        word = {True: "yes", False: "no"}[raw] if isinstance(raw, bool) else str(raw).strip().lower()
+        if word not in allowed:
+            synonym = "yes" if word in _TRUE else "no" if word in _FALSE else ""
+            # systemd's ProtectHome= and ProtectSystem= say "true" and "yes" for the same thing.
+            word = next((w for w in ("true", "yes") if synonym == "yes" and w in allowed), word)
+            word = next((w for w in ("false", "no") if synonym == "no" and w in allowed), word)
+        if word not in allowed:
+            raise ValueError(f"use one of: {', '.join(allowed)}")
+        return word
+
+    return Kind("s", "|".join(allowed), parse, str)
+
+
+def _parse_boolean(raw: object) -> Value:
+    if isinstance(raw, bool):
+        return raw
+    word = str(raw).strip().lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise ValueError("use yes or no")
+
+
+def _plain(raw: object) -> str:
+    if not isinstance(raw, str):
+        raise ValueError("use text")
+    if match := _CONTROL.search(raw):
+        raise ValueError(f"must not contain the control character {match[0]!r}")
+    if len(raw) > 4096:
+        raise ValueError("is longer than 4096 characters")
+    return raw
+
+
+def _parse_arguments(raw: object) -> Value:
+    text = _plain(raw)
+    try:
+        shlex.split(text)
+    except ValueError as e:
+        raise ValueError(f"cannot be split into words ({e}); balance the quotes") from None
+    return text
+
+
+_GPU = re.compile(r"\d{1,3}|GPU-[0-9a-fA-F-]{4,40}|MIG-[0-9A-Za-z/-]{4,80}")
+
+
+def _parse_gpus(raw: object) -> Value:
+    items = list(raw) if isinstance(raw, list | tuple) else str(raw).split(",")
+    if items in (["none"], []):
+        return ()
+    gpus = tuple(str(item).strip() for item in items)
+    for gpu in gpus:
+        if not _GPU.fullmatch(gpu):
+            raise ValueError("use GPU numbers or UUIDs separated by commas, such as 0,1, or none")
+    if len(set(gpus)) != len(gpus):
+        raise ValueError("names a GPU twice")
+    return gpus
+
+
+def _parse_paths(raw: object) -> Value:
+    try:
+        items = [_plain(i) for i in raw] if isinstance(raw, list | tuple) else shlex.split(_plain(raw))
+    except ValueError as e:
+        raise ValueError(f"use absolute paths separated by blanks ({e})") from None
+    for item in items:
+        if not item.startswith("/"):
+            raise ValueError(f"{item!r} is no absolute path")
+    return tuple(items)
+
+
+def _words(value: Value) -> str:
+    return shlex.join(value) if isinstance(value, tuple) else str(value)
+
+
+def _commas(value: Value) -> str:
+    return ",".join(value) if isinstance(value, tuple) and value else "none"
+
+
+TEXT = Kind("s", "text", _plain, str)
+ARGUMENTS = Kind("s", "arguments, quoted as in a shell", _parse_arguments, str)
+BOOLEAN = Kind("b", "yes|no", _parse_boolean, lambda v: "yes" if v else "no")
+SIZE = Kind("t", "bytes, such as 32G, or infinity", _parse_size, lambda v: size_text(int(str(v))))
+GPUS = Kind("as", "0,1|none", _parse_gpus, _commas)
+PATHS = Kind("as", "absolute paths", _parse_paths, _words)
+PORT = integer(1, 65535)
+SECONDS = number(0.1, 86400 * 7, "seconds")
+WEIGHT = integer(1, 10000)
+COUNT = integer(1, 1_000_000)
+CORES = number(0.01, 10000, "cores")

@@ -1,0 +1,159 @@
+"""Starting and stopping: what is checked, in which order things are asked of systemd, and what a job's end means."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cortexd import ports
+from cortexd.catalog import Catalog, Ending, Model
+from cortexd.errors import JobCanceled, JobFailed, PortInUse, ShuttingDown
+from cortexd.events import Event, Priority
+from cortexd.jobs import Job, JobTable
+from cortexd.registration import Caller
+from cortexd.states import describe_end
+from cortexd.store import Store
+from cortexd.systemd.protocol import Systemd, SystemdJob
+from cortexd.units.render import probe_address
+
+_MARGIN = 30.0  # seconds that systemd may take beyond its own time-outs before we stop waiting
+
+
+class Lifecycle:
+    """The use-cases that end in a job. Every method raises NoSuchModel, and ShuttingDown once the daemon ends."""
+
+    def __init__(self, catalog: Catalog, store: Store, systemd: Systemd) -> None:
+        self._catalog, self._store, self._systemd = catalog, store, systemd
+        self._closing = False
+        self._starting = asyncio.Lock()
+        self.jobs = JobTable()
+
+    async def close(self) -> None:
+        """End our waiting; systemd goes on."""
+        self._closing = True
+        await self.jobs.close()
+
+    def check_open(self) -> None:
+        """Raise ShuttingDown when the daemon ends."""
+        if self._closing:
+            raise ShuttingDown("cortexd is ending; try again in a moment")
+
+    async def record(self, model: Model, kind: str, message: str, caller: Caller) -> None:
+        """Write to the audit log who asked for what, before it is done."""
+        run = self._systemd.cached(model.unit).invocation_id
+        await self._store.add_event(
+            Event(model=model.name, kind=kind, message=message, invocation_id=run, actor=caller.actor)
+        )
+
+    async def start(self, name: str, caller: Caller, *, enable: bool = False) -> Job:
+        """Start a model; the job ends when it is ready. Raises PortInUse before anything is done."""
+        self.check_open()
+        model = self._catalog.get(name)
+        # One start is queued at a time, so that two models cannot both find their common port free.
+        async with model.lock, self._starting:
+            self._catalog.get(name)  # it may have been unregistered while we waited
+            unit = await self._systemd.refresh(model.unit)
+            if not unit.running:
+                await self._check_port(model)
+            await self._catalog.ensure_unit(model)
+            await self.record(model, "start", "start asked for", caller)
+            if enable:
+                await self._systemd.enable_unit(model.unit)
+            if not unit.running:
+                await self._systemd.reset_failed(model.unit)  # a person's start is no part of a crash loop
+            queued = await self._systemd.start_unit(model.unit)
+            await self._systemd.refresh(model.unit)
+        return self._spawn_start("start", model, queued)
+
+    def _spawn_start(self, kind: str, model: Model, queued: SystemdJob) -> Job:
+        async def cancel() -> None:
+            await self._ask_stop(model)
+
+        return self.jobs.spawn(kind, model.name, lambda job: self._await_start(model, queued), cancel)
+
+    async def _await_start(self, model: Model, queued: SystemdJob) -> None:
+        timeout = model.spec.health.startup_timeout + model.plan.stop_seconds + 2 * _MARGIN
+        result = await queued.wait(timeout)
+        unit = self._systemd.cached(model.unit)
+        if result in ("done", "skipped") and unit.active_state in ("active", "activating", "reloading"):
+            return
+        if result == "canceled":
+            raise JobCanceled(f"the start of {model.name} was cancelled or superseded by a stop")
+        if result == "dependency":
+            raise JobFailed(
+                f"a folder that {model.name} must write could not be made; 'cortexctl cat {model.name}' names them"
+            )
+        why = describe_end(unit) or (f"systemd's job ended with {result!r}" if result != "done" else "it ended at once")
+        again = "; systemd tries again" if unit.sub_state.startswith("auto-restart") else ""
+        raise JobFailed(why + again)
+
+    async def _check_port(self, model: Model) -> None:
+        spec = model.spec
+        for other in self._catalog.models.values():
+            same = other is not model and other.spec.port == spec.port and ports.overlap(other.spec.host, spec.host)
+            if same and self._systemd.cached(other.unit).running:
+                raise PortInUse(
+                    f"port {spec.port} is held by model {other.name}; stop it, or 'cortexctl set {spec.name} port=auto'"
+                )
+        found = await asyncio.to_thread(ports.holder, probe_address(spec.host), spec.port)
+        if found:
+            raise PortInUse(f"port {spec.port} is held by {found}; stop it, or 'cortexctl set {spec.name} port=auto'")
+
+    async def stop(self, name: str, caller: Caller) -> Job:
+        """Stop a model in whatever phase it is; it ends stopped, never failed."""
+        self.check_open()
+        model = self._catalog.get(name)
+        await self.record(model, "stop", "stop asked for", caller)
+        return self.jobs.spawn("stop", name, lambda job: self.stop_and_wait(model, job))
+
+    async def _ask_stop(self, model: Model) -> SystemdJob:
+        unit = await self._systemd.refresh(model.unit)
+        model.ending = Ending(unit.invocation_id, "stop")
+        return await self._systemd.stop_unit(model.unit)
+
+    async def stop_and_wait(self, model: Model, job: Job) -> None:
+        """Stop a model as part of a job; an end that was not clean is a warning of the job's."""
+        was_running = (await self._systemd.refresh(model.unit)).running
+        queued = await self._ask_stop(model)
+        result = await queued.wait(2 * model.plan.stop_seconds + _MARGIN)
+        if result == "canceled":
+            raise JobCanceled(f"the stop of {model.name} was superseded by a start")
+        unit = self._systemd.cached(model.unit)
+        if unit.active_state == "failed":
+            if was_running:
+                await self._report_unclean(model, job)
+            await self._systemd.reset_failed(model.unit)
+            unit = await self._systemd.refresh(model.unit)
+        if unit.running:
+            raise JobFailed(f"it is still {unit.active_state} ({unit.sub_state}); see 'cortexctl logs {model.name}'")
+
+    async def _report_unclean(self, model: Model, job: Job) -> None:
+        unit = self._systemd.cached(model.unit)
+        message = f"it did not end cleanly: {describe_end(unit)}"
+        if unit.result == "timeout":
+            message = f"it did not end within {model.plan.stop_seconds} s and was killed"
+        job.warnings.append(f"{model.name}: {message}")
+        kind, run = "stop-unclean", unit.invocation_id
+        event = Event(model=model.name, kind=kind, message=message, priority=Priority.WARNING, invocation_id=run)
+        await self._store.add_event(event)
+
+    async def restart(self, name: str, caller: Caller) -> Job:
+        """Restart, or start if it does not run. A start under way is stopped first: systemd would merge the two."""
+        self.check_open()
+        model = self._catalog.get(name)
+        unit = await self._systemd.refresh(model.unit)
+        if not unit.running:
+            return await self.start(name, caller)
+        async with model.lock:
+            await self._catalog.ensure_unit(model)
+            await self.record(model, "restart", "restart asked for", caller)
+            model.ending = Ending(unit.invocation_id, "stop")
+            if unit.active_state == "active":
+                await self._systemd.reset_failed(model.unit)
+                return self._spawn_start("restart", model, await self._systemd.restart_unit(model.unit))
+
+        async def stop_then_start(job: Job) -> None:
+            await self.stop_and_wait(model, job)
+            await self._systemd.reset_failed(model.unit)
+            await self._await_start(model, await self._systemd.start_unit(model.unit))
+
+        return self.jobs.spawn("restart", name, stop_then_start)

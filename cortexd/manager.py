@@ -1,0 +1,219 @@
+"""The use-cases: what can be asked of cortexd, in the order in which each is done. Knows no D-Bus and no SQL."""
+
+from __future__ import annotations
+
+import fnmatch
+import signal as signals
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cortexd.catalog import Catalog, Ending, Model
+from cortexd.errors import Busy, InvalidConfig, JobFailed, NoSuchModel
+from cortexd.events import Event
+from cortexd.health.policy import Probe
+from cortexd.health.probe import Prober
+from cortexd.jobs import Job
+from cortexd.lifecycle import Lifecycle
+from cortexd.observer import Observer, health_url
+from cortexd.registration import Caller
+from cortexd.scope import Scope
+from cortexd.states import Judgement, judge
+from cortexd.store import EventQuery, Store
+from cortexd.systemd.protocol import Logind, Systemd, UnitState, UnitUsage
+from cortexd.units.render import Tools
+
+
+@dataclass(frozen=True, slots=True)
+class ModelView:
+    """Everything that can be said of a model at one moment."""
+
+    model: Model
+    unit: UnitState
+    judgement: Judgement
+    restart_needed: bool
+
+
+class Manager:
+    """Queries and configuration; `life` has what ends in a job. Every method that takes a name raises NoSuchModel, and
+    every one that changes something records who asked."""
+
+    def __init__(
+        self, scope: Scope, store: Store, systemd: Systemd, logind: Logind, prober: Prober, tools: Tools
+    ) -> None:
+        self._scope, self._store, self._systemd, self._logind, self._prober = scope, store, systemd, logind, prober
+        self.catalog = Catalog(scope, tools, store, systemd)
+        self.life = Lifecycle(self.catalog, store, systemd)
+        self._observer = Observer(scope, self.catalog, store, systemd, prober, lambda name: self.on_change(name))
+        self.on_change: Callable[[str], None] = lambda name: None
+        """Called with a model's name when anything about it may have changed."""
+        self.on_add: Callable[[str], None] = lambda name: None
+        self.on_remove: Callable[[str], None] = lambda name: None
+
+    async def start(self) -> None:
+        """Reconcile with systemd: unit files, running models, runs that began while nobody watched."""
+        await self.catalog.load()
+        await self._observer.start()
+
+    async def close(self) -> None:
+        """End our own work; models go on running."""
+        await self.life.close()
+        await self._observer.close()
+
+    # What is there
+
+    @property
+    def systemd_version(self) -> str:
+        """The version of the systemd manager."""
+        return self._systemd.version
+
+    def view(self, name: str) -> ModelView:
+        """The model as it is now."""
+        model = self.catalog.get(name)
+        unit = self._systemd.cached(model.unit)
+        return ModelView(
+            model,
+            unit,
+            judge(unit, model.health, model.spec, stop_asked=model.ending == Ending(unit.invocation_id, "stop")),
+            self._restart_needed(model, unit),
+        )
+
+    def _restart_needed(self, model: Model, unit: UnitState) -> bool:
+        """Whether the unit file is younger than the server that runs: no copy of ours that could lie."""
+        if not unit.running or not unit.exec_main_start or not unit.main_pid:
+            return False
+        try:
+            return (self._scope.unit_folder / model.unit).stat().st_mtime * 1e6 > unit.exec_main_start
+        except OSError:
+            return True
+
+    def match(self, patterns: Sequence[str]) -> list[str]:
+        """Names that fit one of the shell patterns, sorted; none means all. A plain name must exist."""
+        names = sorted(self.catalog.models)
+        for pattern in patterns:
+            if not set(pattern) & set("*?[") and pattern not in self.catalog.models:
+                raise NoSuchModel(pattern)
+        return [n for n in names if not patterns or any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+
+    async def usage(self, names: Sequence[str]) -> dict[str, UnitUsage]:
+        """Memory, CPU time and tasks of models that run."""
+        units = {n: self.catalog.get(n).unit for n in names}
+        running = [unit for unit in units.values() if self._systemd.cached(unit).running]
+        found = await self._systemd.usage(running) if running else {}
+        return {name: found.get(unit, UnitUsage()) for name, unit in units.items()}
+
+    async def events(self, query: EventQuery) -> list[Event]:
+        """The audit log."""
+        return await self._store.events(query)
+
+    # Configuration
+
+    async def register(self, name: str, settings: Mapping[str, object], caller: Caller) -> Sequence[str]:
+        """Register a model; returns warnings."""
+        self.life.check_open()
+        model = await self.catalog.add(name, settings, caller)
+        self._observer.added(model)
+        self.on_add(name)
+        return model.warnings
+
+    async def set(self, name: str, settings: Mapping[str, object], caller: Caller) -> tuple[bool, Sequence[str]]:
+        """Change settings; returns whether a restart is needed, and warnings."""
+        self.life.check_open()
+        model = self.catalog.get(name)
+        async with model.lock:
+            await self.catalog.change(model, settings, caller)
+            self._observer.watch(model)
+        self.on_change(name)
+        return self._restart_needed(model, self._systemd.cached(model.unit)), model.warnings
+
+    async def unregister(self, name: str, caller: Caller, *, force: bool) -> Job:
+        """Disable, stop, remove the unit, forget."""
+        self.life.check_open()
+        model = self.catalog.get(name)
+        unit = await self._systemd.refresh(model.unit)
+        if unit.running and not force:
+            raise Busy(f"model {name!r} is {self.view(name).judgement.state}; stop it first, or use --force")
+
+        async def work(job: Job) -> None:
+            async with model.lock:
+                if self.catalog.models.get(name) is not model:
+                    raise NoSuchModel(name)
+                await self._systemd.disable_unit(model.unit)
+                await self.life.stop_and_wait(model, job)
+                if self._systemd.cached(model.unit).running:
+                    raise JobFailed(f"model {name!r} was started again while it was being removed; try again")
+                await self.catalog.remove(model, caller.actor)
+                await self._systemd.reset_failed(model.unit)
+            self._observer.removed(name)
+            self.on_remove(name)
+
+        return self.life.jobs.spawn("unregister", name, work)
+
+    # Boot, signals, health
+
+    async def enable(self, name: str, caller: Caller, *, linger: bool) -> list[str]:
+        """Start at boot from now on; returns what is missing for a machine that nobody logs in to."""
+        self.life.check_open()
+        model = self.catalog.get(name)
+        async with model.lock:
+            await self.catalog.ensure_unit(model)
+            await self._systemd.enable_unit(model.unit)
+            await self.life.record(model, "enable", "enabled", caller)
+        self.on_change(name)
+        lingers = await self._logind.linger()
+        if not lingers and linger:
+            await self._logind.set_linger(True)
+            lingers = True
+        if lingers:
+            return []
+        known = "you do not linger" if lingers is False else "logind does not say whether you linger"
+        return [f"{known}: without it models start at your login and end at your logout; run 'loginctl enable-linger'"]
+
+    async def disable(self, name: str, caller: Caller) -> None:
+        """Start at boot no longer."""
+        self.life.check_open()
+        model = self.catalog.get(name)
+        async with model.lock:
+            await self._systemd.disable_unit(model.unit)
+            await self.life.record(model, "disable", "disabled", caller)
+        self.on_change(name)
+
+    async def kill(self, name: str, signal: str, whom: str, caller: Caller) -> None:
+        """Send a signal to a model's processes."""
+        self.life.check_open()
+        model = self.catalog.get(name)
+        number = parse_signal(signal)
+        if whom not in ("main", "control", "all"):
+            raise InvalidConfig(f"whom={whom!r}: use main, control or all")
+        if not self._systemd.cached(model.unit).running:
+            raise Busy(f"model {name!r} is not running; there is nothing to send a signal to")
+        unit = self._systemd.cached(model.unit)
+        await self.life.record(model, "kill", f"{signals.Signals(number).name} sent to {whom}", caller)
+        model.ending = Ending(unit.invocation_id, "kill")
+        await self._systemd.kill_unit(model.unit, whom, number)
+
+    async def reset_failed(self, name: str, caller: Caller) -> None:
+        """Forget the failure and the count of starts."""
+        self.life.check_open()
+        model = self.catalog.get(name)
+        await self.life.record(model, "reset-failed", "failed state cleared", caller)
+        await self._systemd.reset_failed(model.unit)
+        await self._systemd.refresh(model.unit)
+
+    async def check_health(self, name: str) -> Probe:
+        """Probe now; the outcome does not count."""
+        model = self.catalog.get(name)
+        spec = model.spec
+        if not spec.health.endpoint:
+            raise InvalidConfig(f"health.endpoint: model {name!r} has none to ask; set it with 'cortexctl set'")
+        return await self._prober.probe(health_url(model), spec.health.timeout)
+
+
+def parse_signal(text: str) -> int:
+    """A signal's number from its name (TERM, SIGTERM) or number; InvalidConfig if it is none."""
+    try:
+        return int(signals.Signals(int(text)))
+    except ValueError:
+        name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+    if name not in signals.Signals.__members__:
+        raise InvalidConfig(f"signal={text!r}: use a name such as TERM or KILL, or a number")
+    return int(signals.Signals[name])

@@ -1,0 +1,183 @@
+"""Watches the models' units: writes what happened to the audit log, keeps failed runs' logs, and acts on bad health."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from cortexd import journal
+from cortexd.catalog import Catalog, Ending, Model
+from cortexd.errors import CortexError
+from cortexd.events import Event, Priority
+from cortexd.health.monitor import Monitor, Watched
+from cortexd.health.policy import Decision, HealthState
+from cortexd.health.probe import Prober
+from cortexd.names import model_name
+from cortexd.runs import transitions
+from cortexd.scope import Scope
+from cortexd.store import EventQuery, Store
+from cortexd.systemd.protocol import Systemd, UnitState
+
+log = logging.getLogger(__name__)
+
+_ENDED_BADLY = frozenset({"failed", "ended"})
+
+
+class Observer:
+    """One per daemon. `on_change` is called with a model's name whenever something about it may have changed."""
+
+    def __init__(
+        self,
+        scope: Scope,
+        catalog: Catalog,
+        store: Store,
+        systemd: Systemd,
+        prober: Prober,
+        on_change: Callable[[str], None],
+    ) -> None:
+        self._scope, self._catalog, self._store, self._systemd = scope, catalog, store, systemd
+        self._on_change = on_change
+        self._monitor = Monitor(prober, self._on_probe)
+        self._seen: dict[str, UnitState] = {}
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Take over the models that run, and listen from now on."""
+        self._spawn(self._write_events())
+        for model in self._catalog.models.values():
+            unit = self._systemd.cached(model.unit)
+            self._seen[model.name] = unit
+            if unit.running:
+                await self._adopt(model, unit)
+            self.watch(model)
+        self._systemd.listen(self._on_unit)
+
+    async def close(self) -> None:
+        """Write the events that are still queued and stop."""
+        await self._monitor.close()
+        try:
+            async with asyncio.timeout(2):
+                await self._events.join()
+        except TimeoutError:
+            log.warning("%d events were not written in time", self._events.qsize())
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _write_events(self) -> None:
+        """One writer, so that events stand in the order in which they happened."""
+        while True:
+            event = await self._events.get()
+            try:
+                await self._store.add_event(event)
+            except CortexError as e:
+                log.error("event %s of %s is lost: %s", event.kind, event.model, e)
+            finally:
+                self._events.task_done()
+
+    async def _adopt(self, model: Model, unit: UnitState) -> None:
+        known = await self._store.events(EventQuery(models=[model.name], kinds=["run"], limit=1))
+        if not known or known[-1].invocation_id != unit.invocation_id:
+            message = "run began while cortexd was not there"
+            self._events.put_nowait(
+                Event(model=model.name, kind="run", message=message, invocation_id=unit.invocation_id)
+            )
+
+    def added(self, model: Model) -> None:
+        """A model was registered."""
+        self._seen[model.name] = self._systemd.cached(model.unit)
+
+    def removed(self, name: str) -> None:
+        """A model was unregistered."""
+        self._monitor.forget(name)
+        self._seen.pop(name, None)
+
+    def watch(self, model: Model) -> None:
+        """Watch a running model's health, or no longer, as its settings and its unit say."""
+        unit = self._systemd.cached(model.unit)
+        if model.health.run != unit.invocation_id:
+            model.health = HealthState(run=unit.invocation_id)
+        if unit.active_state == "active" and model.spec.health.enabled and model.spec.health.endpoint:
+            run = unit.invocation_id
+            self._monitor.watch(Watched(model.name, run, lambda: model.spec.health, lambda: health_url(model)))
+        else:
+            self._monitor.forget(model.name)
+            if unit.active_state == "active":
+                model.health = HealthState(run=unit.invocation_id)
+
+    def _on_unit(self, unit: str, new: UnitState) -> None:
+        name = model_name(unit)
+        model = self._catalog.models.get(name) if name else None
+        if model is None:
+            return
+        old = self._seen.get(model.name, UnitState(unit=unit))
+        self._seen[model.name] = new
+        ending = model.ending.by if model.ending.run in (new.invocation_id, old.invocation_id) else ""
+        for event in transitions(model.name, old, new, ending=ending):
+            log.log(_LEVELS[event.priority], "%s: %s", model.name, event.message)
+            self._events.put_nowait(event)
+            if event.kind in _ENDED_BADLY and event.priority is not Priority.INFO:
+                self._spawn(self._save_log(model.name, event.invocation_id))
+        self.watch(model)
+        self._on_change(model.name)
+
+    async def _save_log(self, name: str, run: str) -> None:
+        try:
+            await journal.save_run(self._scope.logs, name, run)
+        except OSError as e:
+            log.warning("%s: the log of its failed run is not saved: %s", name, e)
+
+    async def _on_probe(self, name: str, before: HealthState, after: HealthState, decision: Decision) -> None:
+        model = self._catalog.models.get(name)
+        if model is None or self._systemd.cached(model.unit).invocation_id != after.run:
+            return
+        model.health = after
+        if after.failures == 1:
+            self._tell(model, "degraded", f"health probe failed: {after.reason}", Priority.WARNING)
+        elif before.failures and not after.failures:
+            self._tell(model, "recovered", f"healthy again after {before.failures} failed probes")
+        if decision is Decision.RESTART:
+            await self._condemn(model, after)
+        if after != before:
+            self._on_change(name)
+
+    async def _condemn(self, model: Model, health: HealthState) -> None:
+        """End this run, and this run only: systemd's own Restart= starts the next, with its pause and its count.
+
+        SIGKILL, since a hung server would sit out TimeoutStopSec, and since a clean exit on SIGTERM is no failure to
+        Restart=on-failure. What a person stopped meanwhile has no such run any more.
+        """
+        what = f"{health.failures} health probes failed in a row, the last: {health.reason}"
+        if model.spec.restart.restart == "no":
+            self._tell(model, "unhealthy", f"{what}; not restarted, since Restart=no", Priority.ERROR)
+            return
+        self._tell(model, "health-restart", f"{what}; it is killed and systemd starts it again", Priority.ERROR)
+        model.ending = Ending(health.run, "health")
+        try:
+            if not await self._systemd.kill_run(health.run, signal.SIGKILL):
+                log.info("%s: its unhealthy run was over already", model.name)
+        except CortexError as e:
+            log.error("%s: its unhealthy run could not be ended: %s", model.name, e)
+
+    def _tell(self, model: Model, kind: str, message: str, priority: Priority = Priority.INFO) -> None:
+        log.log(_LEVELS[priority], "%s: %s", model.name, message)
+        self._events.put_nowait(
+            Event(model=model.name, kind=kind, message=message, priority=priority, invocation_id=model.health.run)
+        )
+
+
+_LEVELS = {Priority.INFO: logging.INFO, Priority.WARNING: logging.WARNING, Priority.ERROR: logging.ERROR}
+
+
+def health_url(model: Model) -> str:
+    """The model's health endpoint."""
+    return model.url + model.spec.health.endpoint

@@ -1,0 +1,60 @@
+"""Which bus, which systemd manager and which folders belong together: one value, made in one place.
+
+Nothing else in the code reads these from the environment or assumes the user's manager.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cortexd.bus import session_address
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where cortexd works. All paths are absolute."""
+
+    bus_address: str
+    """D-Bus address of the bus on which both cortexd and its systemd manager are found."""
+    system_bus_address: str
+    """Where logind is asked whether the user lingers."""
+    home: Path
+    unit_folder: Path
+    """Where unit files go: the folder that outranks all others of the user's (systemd.unit(5))."""
+    data: Path
+    """Database, logs of failed runs; 0700, hidden from every model."""
+    cache: Path
+    runtime: Path
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.data / "models.db"
+
+    @property
+    def logs(self) -> Path:
+        """The last lines of failed runs."""
+        return self.data / "logs"
+
+
+def user_scope(environ: Mapping[str, str]) -> Scope:
+    """The calling user's own manager and folders (XDG Base Directory Specification)."""
+    home = Path(environ.get("HOME") or Path.home())
+
+    def folder(variable: str, default: str) -> Path:
+        value = environ.get(variable, "")
+        # The specification: a relative path is invalid and to be ignored.
+        return Path(value) if value.startswith("/") else home / default
+
+    return Scope(
+        bus_address=session_address(environ),
+        system_bus_address=environ.get("DBUS_SYSTEM_BUS_ADDRESS") or "unix:path=/run/dbus/system_bus_socket",
+        home=home,
+        unit_folder=folder("XDG_CONFIG_HOME", ".config") / "systemd" / "user",
+        data=home / ".cortex",
+        cache=folder("XDG_CACHE_HOME", ".cache"),
+        runtime=Path(environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"),
+    )

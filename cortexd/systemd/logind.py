@@ -1,0 +1,81 @@
+"""logind, for lingering alone (org.freedesktop.login1(5)).
+
+Asked rarely, so the connection to the system bus lasts for one question; where there is no system bus nothing is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from cortexd.bus import Bus, BusError, BusGone, BusTimeout
+from cortexd.errors import UnitFailed
+
+DESTINATION = "org.freedesktop.login1"
+PATH = "/org/freedesktop/login1"
+MANAGER = DESTINATION + ".Manager"
+NO_SUCH_USER = DESTINATION + ".NoSuchUser"
+TIMEOUT = 5.0
+
+
+def system_address(environ: Mapping[str, str]) -> str:
+    """The system bus: DBUS_SYSTEM_BUS_ADDRESS, else its well-known socket (dbus-daemon(1))."""
+    return environ.get("DBUS_SYSTEM_BUS_ADDRESS") or "unix:path=/run/dbus/system_bus_socket"
+
+
+class LogindClient:
+    """`Logind` (protocol.py) for the user that this process runs as."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._uid = os.getuid()
+
+    async def linger(self) -> bool | None:
+        """See Logind."""
+        try:
+            async with self._bus() as bus:
+                (path,) = await _call(bus, PATH, MANAGER, "GetUser", "u", self._uid)
+                (linger,) = await _call(
+                    bus, path, "org.freedesktop.DBus.Properties", "Get", "ss", DESTINATION + ".User", "Linger"
+                )
+                return bool(linger)
+        except BusError as e:
+            # logind has an object for every user that lingers or is logged in.
+            return False if e.name == NO_SUCH_USER else None
+        except (BusGone, BusTimeout):
+            return None
+
+    async def set_linger(self, enable: bool) -> None:
+        """See Logind."""
+        try:
+            async with self._bus() as bus:
+                # Not interactive: a daemon's caller may be far from any agent that could ask for a password.
+                await _call(bus, PATH, MANAGER, "SetUserLinger", "ubb", self._uid, enable, False)
+        except (BusError, BusGone, BusTimeout) as e:
+            reason = e.message if isinstance(e, BusError) else str(e)
+            command = f"loginctl {'enable' if enable else 'disable'}-linger {_user_name(self._uid)}"
+            raise UnitFailed(
+                f"logind did not change whether you linger: {reason}; run '{command}' (as root, if need be)"
+            ) from e
+
+    @asynccontextmanager
+    async def _bus(self) -> AsyncIterator[Bus]:
+        bus = await Bus.connect(self._address)
+        try:
+            yield bus
+        finally:
+            bus.close()
+
+
+async def _call(bus: Bus, path: str, interface: str, member: str, signature: str, *body: Any) -> list[Any]:
+    return await bus.call(DESTINATION, path, interface, member, signature, body, timeout=TIMEOUT)
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

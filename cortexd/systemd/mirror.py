@@ -1,0 +1,157 @@
+"""The units' states as systemd told them last. No I/O: the client feeds it signals and what it has read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cortexd.systemd.protocol import UnitListener, UnitState
+from cortexd.systemd.wire import UNIT, changed_fields, is_ours
+
+
+@dataclass(slots=True)
+class Watch:
+    """What signals told while something was being read; it is newer than what was read."""
+
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unloaded: set[str] = field(default_factory=set)
+
+
+class Mirror:
+    """States by unit, listeners, and the rules by which signals and readings become states."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, UnitState] = {}
+        self._loaded: set[str] = set()
+        self._service: dict[str, dict[str, Any]] = {}
+        self._watches: list[Watch] = []
+        self._listeners: list[UnitListener] = []
+
+    def listen(self, listener: UnitListener) -> None:
+        """Call `listener` with every state that differs from the one before."""
+        self._listeners.append(listener)
+
+    def cached(self, unit: str) -> UnitState:
+        """The last state; that of a unit that does not exist where nothing is known."""
+        return self._states.get(unit) or UnitState(unit=unit)
+
+    def known(self) -> list[str]:
+        """Units that systemd has loaded or has a file of, sorted."""
+        return sorted(self._states)
+
+    def loaded_units(self) -> list[str]:
+        """Units that systemd has in memory, as far as told."""
+        return sorted(self._loaded)
+
+    def is_loaded(self, unit: str) -> bool:
+        """Whether systemd has the unit in memory, as far as told."""
+        return unit in self._loaded
+
+    @contextmanager
+    def watch(self) -> Iterator[Watch]:
+        """Collect what signals tell while the caller reads."""
+        watch = Watch()
+        self._watches.append(watch)
+        try:
+            yield watch
+        finally:
+            self._watches.remove(watch)
+
+    # -- signals
+
+    def changed(self, unit: str, interface: str, properties: Mapping[str, Any]) -> bool:
+        """PropertiesChanged. True if a run has begun, of which more is to be read than signals tell.
+
+        systemd sends the type's own properties first and the unit's after them, so that both can be taken as one change
+        (src/core/dbus-unit.c, send_changed_signal), and both before the JobRemoved of a job that is done.
+        """
+        self._loaded.add(unit)
+        fields = changed_fields(interface, properties)
+        for watch in self._watches:
+            watch.told.setdefault(unit, {}).update(fields)
+        if interface != UNIT:
+            self._service.setdefault(unit, {}).update(fields)
+            return False
+        before = self.cached(unit)
+        state = replace(before, **self._service.pop(unit, {}), **fields)
+        if unit not in self._states and not state.invocation_id:
+            return False  # somebody looked at a unit that does not exist
+        if not state.running:
+            state = replace(state, control_group="")  # removed with its last process, without a signal
+        self._publish(state)
+        return state.invocation_id not in ("", before.invocation_id)
+
+    def loaded(self, unit: str) -> None:
+        """UnitNew."""
+        self._loaded.add(unit)
+
+    def unloaded(self, unit: str) -> None:
+        """UnitRemoved: it has ended, and what it was last remains worth knowing."""
+        self._loaded.discard(unit)
+        self._service.pop(unit, None)
+        for watch in self._watches:
+            watch.unloaded.add(unit)
+
+    # -- readings
+
+    def read(self, unit: str, fields: Mapping[str, Any], watch: Watch) -> None:
+        """Some or all of a unit's properties were read."""
+        self._publish(replace(self.cached(unit), **{**fields, **watch.told.get(unit, {})}))
+
+    def listed(self, units: Mapping[str, tuple[str, str]], files: Mapping[str, str], watch: Watch) -> set[str]:
+        """The manager listed its loaded units (load and active state by name), and unit files (state by path).
+
+        A unit that is not loaded is inactive. A unit that signals told about in the meantime is as they told. Returns the loaded units of
+        which there is more to know: those that are not at rest, or not as they were known to be.
+        """
+        told = watch.told.keys()
+        self._loaded = {unit for unit in units if is_ours(unit)} | (told - watch.unloaded)
+        by_name = {path.rpartition("/")[2]: (path, state) for path, state in files.items()}
+        for unit, (path, file_state) in by_name.items():
+            if unit in self._loaded:
+                if unit in self._states:  # else it is read for the first time, and all of it told at once
+                    self._publish(
+                        replace(
+                            self._states[unit], unit_file_state=file_state, fragment_path=path, need_daemon_reload=False
+                        )
+                    )
+            elif is_ours(unit) and unit not in told:
+                self._publish(_without_process(self.cached(unit), path, file_state))
+        for unit in self._states.keys() - self._loaded - by_name.keys() - told:
+            self._publish(UnitState(unit=unit))
+        as_known = {unit for unit in self._loaded if self._at_rest_as(unit, units.get(unit))}
+        return self._loaded - as_known
+
+    def _at_rest_as(self, unit: str, listed: tuple[str, str] | None) -> bool:
+        state = self.cached(unit)
+        return not state.running and listed == (state.load_state, state.active_state)
+
+    def _publish(self, state: UnitState) -> None:
+        exists = state.load_state != "not-found" or state.running
+        if not exists:
+            state = UnitState(unit=state.unit)
+        if state == self.cached(state.unit):
+            return
+        if exists:
+            self._states[state.unit] = state
+        else:
+            del self._states[state.unit]
+        for listener in self._listeners:
+            listener(state.unit, state)
+
+
+def _without_process(state: UnitState, path: str, file_state: str) -> UnitState:
+    """A unit that has a file and is not loaded: its past stays, for what it is worth, but it does not run."""
+    return replace(
+        state,
+        load_state="masked" if file_state.startswith("masked") else "loaded",
+        active_state="inactive",
+        sub_state="dead",
+        unit_file_state=file_state,
+        fragment_path=path,
+        main_pid=0,
+        control_group="",
+        need_daemon_reload=False,
+    )

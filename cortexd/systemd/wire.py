@@ -1,0 +1,105 @@
+"""The words of org.freedesktop.systemd1 that cortexd uses, and how its properties become a UnitState. Pure.
+
+Sources: org.freedesktop.systemd1(5); src/shared/bus-util.c (bus_label_escape) for object paths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from cortexd.names import UNIT_PATTERN
+
+DESTINATION = "org.freedesktop.systemd1"
+MANAGER_PATH = "/org/freedesktop/systemd1"
+UNIT_PATHS = MANAGER_PATH + "/unit"
+MANAGER = DESTINATION + ".Manager"
+UNIT = DESTINATION + ".Unit"
+SERVICE = DESTINATION + ".Service"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+
+ALREADY_SUBSCRIBED = DESTINATION + ".AlreadySubscribed"
+NO_SUCH_UNIT = DESTINATION + ".NoSuchUnit"
+RUN_IS_OVER = (
+    DESTINATION + ".NoUnitForInvocationID",
+    DESTINATION + ".NoSuchProcess",
+    NO_SUCH_UNIT,
+    "org.freedesktop.DBus.Error.UnknownObject",
+)
+LIMITS_EXCEEDED = "org.freedesktop.DBus.Error.LimitsExceeded"
+
+_NOBODY = (
+    "org.freedesktop.DBus.Error.ServiceUnknown",
+    "org.freedesktop.DBus.Error.NameHasNoOwner",
+    "org.freedesktop.DBus.Error.NoReply",
+    "org.freedesktop.DBus.Error.Disconnected",
+    "org.freedesktop.DBus.Error.Timeout",
+    "org.freedesktop.DBus.Error.TimedOut",
+    DESTINATION + ".ShuttingDown",
+)
+
+
+def nobody_answers(error: str) -> bool:
+    """Whether an error's name says that no manager answered, rather than what a manager answered."""
+    return error in _NOBODY or error.startswith("org.freedesktop.DBus.Error.Spawn.")
+
+
+FIELDS: dict[str, tuple[str, str]] = {
+    "load_state": (UNIT, "LoadState"),
+    "active_state": (UNIT, "ActiveState"),
+    "sub_state": (UNIT, "SubState"),
+    "unit_file_state": (UNIT, "UnitFileState"),
+    "fragment_path": (UNIT, "FragmentPath"),
+    "drop_in_paths": (UNIT, "DropInPaths"),
+    "invocation_id": (UNIT, "InvocationID"),
+    "state_change": (UNIT, "StateChangeTimestamp"),
+    "need_daemon_reload": (UNIT, "NeedDaemonReload"),
+    "job": (UNIT, "Job"),
+    "result": (SERVICE, "Result"),
+    "main_pid": (SERVICE, "MainPID"),
+    "control_group": (SERVICE, "ControlGroup"),
+    "n_restarts": (SERVICE, "NRestarts"),
+    "exec_main_code": (SERVICE, "ExecMainCode"),
+    "exec_main_status": (SERVICE, "ExecMainStatus"),
+    "exec_main_start": (SERVICE, "ExecMainStartTimestamp"),
+    "status_text": (SERVICE, "StatusText"),
+}
+"""UnitState's fields and the property that each is read from."""
+
+_FIELD_OF = {where: field for field, where in FIELDS.items()}
+
+
+def field_value(field: str, value: Any) -> Any:
+    """A property's value as UnitState has it."""
+    if field == "invocation_id":
+        return bytes(value).hex()
+    if field == "job":
+        return value[0]  # (id, object path)
+    return tuple(value) if field == "drop_in_paths" else value
+
+
+def changed_fields(interface: str, changed: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a PropertiesChanged that UnitState has."""
+    fields = {_FIELD_OF[interface, name]: value for name, value in changed.items() if (interface, name) in _FIELD_OF}
+    return {field: field_value(field, value) for field, value in fields.items()}
+
+
+def is_ours(unit: str) -> bool:
+    """Whether a unit is one that cortexd looks at; templates (`x@.service`) are no units."""
+    return fnmatchcase(unit, UNIT_PATTERN) and "@." not in unit
+
+
+def unit_path(unit: str) -> str:
+    """The object path of a unit; asking an object there loads the unit."""
+    label = "".join(
+        c if c.isascii() and c.isalnum() and not (i == 0 and c.isdigit()) else f"_{ord(c):02x}"
+        for i, c in enumerate(unit)
+    )
+    return f"{UNIT_PATHS}/{label}"
+
+
+def unit_of_path(path: str) -> str:
+    """The unit of an object path (the reverse of `unit_path`)."""
+    return re.sub("_([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), path.removeprefix(UNIT_PATHS + "/"))

@@ -1,0 +1,1 @@
+"""Unit files: text from a launch plan (pure), and its careful writing."""

@@ -1,0 +1,192 @@
+"""A model's unit: spec and launch plan in, text out. Pure.
+
+Why each line is there stands beside it; what systemd really makes of the directives in a user manager was measured on
+252 and 257 (docs/architecture.md, "What the sandbox does").
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cortexd.backends import LaunchPlan
+from cortexd.errors import InvalidConfig
+from cortexd.kinds import size_text
+from cortexd.model import ModelSpec
+from cortexd.names import SLICE
+from cortexd.scope import Scope
+from cortexd.units import quoting
+
+FOLDER_TEMPLATE = "cortexd-mkdir@.service"
+"""The unit that makes a folder before a model starts; a model's own sandbox may not."""
+
+_TMP = (Path("/tmp"), Path("/var/tmp"))
+_START_GRACE = 30  # seconds that the waiter has after its own deadline to say why
+_MAX_UNIT_NAME = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Programs of this machine that a unit names, as absolute paths."""
+
+    python: str
+    """The interpreter that runs the waiter; not a virtual environment's link, which may go away."""
+    waiter: str
+    env: str
+    mkdir: str
+
+
+def probe_address(host: str) -> str:
+    """The address at which a server that listens on `host` is asked: a wildcard's loopback of the same family."""
+    if host in ("localhost", ""):
+        return "127.0.0.1"
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified:
+        return "127.0.0.1" if address.version == 4 else "::1"
+    return str(address)
+
+
+def render_unit(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> str:
+    """The unit's text, without the marker line."""
+    sections = {
+        "Unit": [*_unit_section(spec, plan)],
+        "Service": [
+            *_service(spec, plan, tools),
+            "",
+            "# Resource limits",
+            *_limits(spec),
+            "",
+            "# Sandbox",
+            *_sandbox(spec, plan, scope, tools),
+        ],
+        "Install": ["WantedBy=default.target"],
+    }
+    return "\n".join(f"[{name}]\n" + "\n".join(lines) + "\n" for name, lines in sections.items())
+
+
+def render_folder_template(tools: Tools) -> str:
+    """The text of FOLDER_TEMPLATE, without the marker line."""
+    return f"""[Unit]
+Description=Folder %f for a model
+Documentation=man:cortexctl(1)
+
+[Service]
+Type=oneshot
+Slice={SLICE}
+ExecStart=:{quoting.word(tools.mkdir)} -p -m 0700 -- "%f"
+"""
+
+
+def _written_folders(spec: ModelSpec, plan: LaunchPlan) -> list[str]:
+    return list(dict.fromkeys([*map(str, plan.writes), *spec.hardening.read_write_paths]))
+
+
+def _unit_section(spec: ModelSpec, plan: LaunchPlan) -> Iterator[str]:
+    yield f"Description=Cortex Model: {spec.name}"
+    yield "Documentation=man:cortexctl(1) https://github.com/cortexlinux/cortex"
+    # Enabled, it is wanted by default.target, which would wait for a slow model without this line.
+    yield "After=default.target"
+    for folder in _written_folders(spec, plan):
+        unit = FOLDER_TEMPLATE.replace("@", "@" + quoting.instance_of_path(folder))
+        if len(unit) > _MAX_UNIT_NAME:
+            raise InvalidConfig(f"ReadWritePaths={folder!r}: is too long for a unit's name; use a shorter path")
+        yield f"Requires={unit}"
+        yield f"After={unit}"
+    # [Unit] is where systemd reads these; in [Service] it ignores them.
+    yield f"StartLimitIntervalSec={quoting.seconds(spec.restart.limit_interval)}"
+    yield f"StartLimitBurst={spec.restart.limit_burst}"
+
+
+def _service(spec: ModelSpec, plan: LaunchPlan, tools: Tools) -> Iterator[str]:
+    yield "Type=exec"  # a missing executable fails the start job; Type=simple would call it started
+    yield f"Slice={SLICE}"
+    yield "ExecStart=:" + " ".join(map(quoting.word, plan.argv))
+    yield from _readiness(spec, tools)
+    for name, value in plan.environment.items():
+        yield "Environment=" + quoting.word(f"{name}={value}")
+    if plan.unset_environment:
+        yield "UnsetEnvironment=" + " ".join(plan.unset_environment)
+    yield f"KillSignal={plan.kill_signal}"
+    yield "KillMode=mixed"  # SIGKILL for the whole group after it: workers left behind would keep the GPU
+    yield f"TimeoutStopSec={plan.stop_seconds}"
+    if plan.success_exit_status:
+        yield "SuccessExitStatus=" + " ".join(plan.success_exit_status)
+    yield f"Restart={spec.restart.restart}"
+    yield f"RestartSec={quoting.seconds(spec.restart.restart_seconds)}"
+    yield "OOMPolicy=kill"  # a worker killed for memory leaves a server that answers and cannot serve
+    yield "StandardOutput=journal"
+    yield "StandardError=journal"
+    yield f"SyslogIdentifier=cortex-{spec.name}"
+
+
+def _readiness(spec: ModelSpec, tools: Tools) -> Iterator[str]:
+    """The start job ends when the server is ready: for systemctl, at boot and while cortexd is dead, too."""
+    if not spec.health.endpoint:
+        return
+    # The model's environment may hold a PYTHONPATH or LD_LIBRARY_PATH that this program must not see.
+    command = [tools.env, "-i", "NOTIFY_SOCKET=${NOTIFY_SOCKET}", tools.python, "-I", "-S", tools.waiter]
+    command += ["--pid", "${MAINPID}", "--address", probe_address(spec.host), "--port", str(spec.port)]
+    command += ["--path", spec.health.endpoint, "--timeout", quoting.seconds(spec.health.startup_timeout)]
+    ours = ("NOTIFY_SOCKET=${NOTIFY_SOCKET}", "${MAINPID}")
+    yield "ExecStartPost=" + " ".join(w if w in ours else quoting.expanded_word(w) for w in command)
+    yield "NotifyAccess=exec"  # lets the waiter say how far it is
+    yield f"TimeoutStartSec={quoting.seconds(spec.health.startup_timeout + _START_GRACE)}"
+
+
+def _limits(spec: ModelSpec) -> Iterator[str]:
+    limits = spec.limits
+    yield f"CPUQuota={limits.cpu * 100:.2f}".rstrip("0").rstrip(".") + "%"
+    yield f"CPUWeight={limits.cpu_weight}"
+    yield f"MemoryMax={size_text(limits.memory)}"
+    yield f"MemoryHigh={size_text(limits.memory_high)}"
+    yield f"IOWeight={limits.io_weight}"
+    yield f"TasksMax={limits.tasks_max}"
+
+
+def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> Iterator[str]:
+    hardening = spec.hardening
+    yield f"NoNewPrivileges={quoting.boolean(hardening.no_new_privileges)}"
+    # Without it systemd 252 mounts nothing, or refuses to start the unit, and later ones go on unprotected where they fail.
+    yield "PrivateUsers=true"
+    yield f"ProtectSystem={hardening.protect_system}"
+    yield f"ProtectHome={hardening.protect_home}"
+    yield f"PrivateTmp={quoting.boolean(hardening.private_tmp)}"
+    yield f"PrivateDevices={quoting.boolean(hardening.private_devices)}"
+    yield f"RestrictRealtime={quoting.boolean(hardening.restrict_realtime)}"
+    yield f"RestrictSUIDSGID={quoting.boolean(hardening.restrict_suid_sgid)}"
+    yield f"ProtectKernelTunables={quoting.boolean(hardening.protect_kernel_tunables)}"
+    yield f"ProtectKernelModules={quoting.boolean(hardening.protect_kernel_modules)}"
+    yield f"ProtectControlGroups={quoting.boolean(hardening.protect_control_groups)}"
+    for folder in _written_folders(spec, plan):
+        yield f"ReadWritePaths={quoting.path(folder)}"
+    # The user's bus and manager would start anything outside this sandbox; sd_notify(3) still works.
+    yield "TemporaryFileSystem=%t:ro"
+    yield "BindReadOnlyPaths=%t/systemd/notify"
+    yield f"InaccessiblePaths=-{quoting.path(str(scope.data))}"
+    for hidden in _hidden(spec, plan, scope, tools):
+        yield f"BindReadOnlyPaths={quoting.path(hidden)}"
+
+
+def _hidden(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> list[str]:
+    """What the server and the waiter need and the sandbox would hide: in /tmp, or in a home that is replaced by an empty one."""
+    covered = list(_TMP) if spec.hardening.private_tmp else []
+    if spec.hardening.protect_home in ("tmpfs", "true"):
+        covered += [scope.home, Path("/home"), Path("/root")]
+    wanted = [*_program_folders(Path(plan.argv[0])), *plan.reads]
+    if spec.health.endpoint:
+        wanted += [*_program_folders(Path(tools.python)), Path(tools.waiter)]
+    paths = [p for p in wanted if any(p.is_relative_to(c) for c in covered)]
+    return list(dict.fromkeys(map(str, paths)))
+
+
+def _program_folders(executable: Path) -> list[Path]:
+    """The folder that a program needs to run: a prefix with bin/ and lib/, or the folder where it lies, links followed."""
+    found = []
+    for path in (executable, executable.resolve()):
+        folder = path.parent.parent if path.parent.name == "bin" else path.parent
+        # Never bind all of /tmp or a home because a program lies right in it.
+        shared = folder in _TMP or folder == Path("/") or folder.parent in (Path("/home"), Path("/"))
+        found.append(path if shared else folder)
+    return found

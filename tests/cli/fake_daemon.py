@@ -1,0 +1,388 @@
+"""A cortexd with canned answers, on a thread of its own: it serves exactly what dbus/*.xml declares, and nothing else.
+
+It knows nothing about models: a test sets what is answered, and looks at what was asked.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from jeepney import (
+    DBusAddress,
+    HeaderFields,
+    Message,
+    MessageType,
+    message_bus,
+    new_error,
+    new_method_return,
+    new_signal,
+)
+from jeepney.io.blocking import DBusConnection, prep_socket
+from jeepney.wrappers import unwrap_msg
+
+from cortexd.names import (
+    BUS_NAME,
+    JOB_PREFIX,
+    MANAGER_INTERFACE,
+    MODEL_INTERFACE,
+    MODEL_PREFIX,
+    ROOT_PATH,
+    model_path,
+    unit_name,
+)
+from cortexd.version import VERSION
+
+XML = Path(__file__).parents[2] / "dbus"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+ERROR = BUS_NAME + ".Error."
+DEADLINE = 10.0
+MISSING = 2**64 - 1
+
+SETTINGS: dict[str, tuple[str, Any]] = {
+    "path": ("s", "/models/tiny.gguf"),
+    "backend": ("s", "llamacpp"),
+    "port": ("t", 8080),
+    "host": ("s", "127.0.0.1"),
+    "gpus": ("as", []),
+    "memory": ("t", 32 * 1024**3),
+    "MemoryHigh": ("t", 28 * 1024**3),
+    "cpu": ("d", 4.0),
+    "TasksMax": ("t", 512),
+    "NoNewPrivileges": ("b", True),
+    "health.interval_seconds": ("d", 30.0),
+}
+
+
+class Asked(NamedTuple):
+    """A call that came in: object path, method, arguments (variants as pairs of signature and value)."""
+
+    path: str
+    member: str
+    body: tuple[Any, ...]
+
+
+class Refusal(Exception):
+    """An answer that is an error: its D-Bus name (without ours: the prefix is added) and text."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text)
+        self.name = name if "." in name else ERROR + name
+        self.text = text
+
+
+def _declared() -> tuple[dict[tuple[str, str], tuple[str, str]], dict[str, dict[str, str]]]:
+    """Methods: (interface, member) → (in, out); properties: interface → name → type."""
+    methods: dict[tuple[str, str], tuple[str, str]] = {}
+    properties: dict[str, dict[str, str]] = {}
+    for file in XML.glob("org.cortexlinux.*.xml"):
+        for interface in ElementTree.parse(file).getroot().iter("interface"):
+            owner = interface.attrib["name"]
+            properties[owner] = {p.attrib["name"]: p.attrib["type"] for p in interface.iter("property")}
+            for method in interface.iter("method"):
+                arguments = [(a.attrib["direction"], a.attrib["type"]) for a in method.iter("arg")]
+                taken, given = ("".join(t for d, t in arguments if d == way) for way in ("in", "out"))
+                methods[owner, method.attrib["name"]] = (taken, given)
+    return methods, properties
+
+
+def model(name: str, **changes: Any) -> dict[str, Any]:
+    """A model's properties: stopped, and whatever the test wants different."""
+    info = {
+        "Name": name,
+        "Unit": unit_name(name),
+        "Backend": "llamacpp",
+        "State": "stopped",
+        "StateReason": "",
+        "Health": "unknown",
+        "HealthReason": "",
+        "HealthFailures": 0,
+        "URL": "http://127.0.0.1:8080",
+        "Settings": dict(SETTINGS),
+        "RestartNeeded": False,
+        "Warnings": [],
+        "LoadState": "loaded",
+        "ActiveState": "inactive",
+        "SubState": "dead",
+        "Result": "success",
+        "UnitFileState": "disabled",
+        "FragmentPath": f"/home/u/.config/systemd/user/{unit_name(name)}",
+        "DropInPaths": [],
+        "InvocationID": "",
+        "MainPID": 0,
+        "ControlGroup": "",
+        "StatusText": "",
+        "NRestarts": 0,
+        "StateChangeTimestamp": 0,
+        "MemoryCurrent": MISSING,
+        "CPUUsageNSec": MISSING,
+        "TasksCurrent": MISSING,
+    }
+    assert set(changes) <= set(info), "a property that the API does not have"
+    return {**info, **changes}
+
+
+class FakeDaemon:
+    """Set `models` and `answers`; read `asked`. A context manager: inside it, the name is owned."""
+
+    def __init__(self, address: str) -> None:
+        self.models: dict[str, dict[str, Any]] = {}
+        self.answers: dict[str, Any] = {}
+        """Member → values of the reply, a Refusal, or a function of the call that returns or raises one."""
+        self.held: set[str] = set()
+        """Members that get no answer."""
+        self.version = VERSION
+        self.warnings: list[str] = []
+        self.asked: list[Asked] = []
+        self._methods, self._properties = _declared()
+        self._news = threading.Condition()
+        self._sending = threading.Lock()
+        self._connection = DBusConnection(prep_socket(address.partition("unix:path=")[2].partition(",")[0]))
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> FakeDaemon:
+        unwrap_msg(self._connection.send_and_get_reply(message_bus.RequestName(BUS_NAME, 4), timeout=DEADLINE))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(DEADLINE)
+        self._connection.close()
+        assert not self._thread.is_alive()
+
+    def add(self, *infos: dict[str, Any]) -> None:
+        """Register models without asking."""
+        self.models.update((info["Name"], info) for info in infos)
+
+    def calls(self, member: str) -> list[Asked]:
+        """The calls of a method so far."""
+        return [asked for asked in list(self.asked) if asked.member == member]
+
+    def wait_for(self, member: str, count: int = 1) -> list[Asked]:
+        """Block until a method was called that often."""
+        with self._news:
+            arrived = self._news.wait_for(lambda: len(self.calls(member)) >= count, DEADLINE)
+        assert arrived, f"{member} was not called; only {[asked.member for asked in self.asked]}"
+        return self.calls(member)
+
+    def change(self, name: str, **changes: Any) -> None:
+        """Change a model's properties, and say so on the bus."""
+        self.models[name].update(changes)
+        typed = {key: self._typed(MODEL_INTERFACE, key, value) for key, value in changes.items()}
+        sender = DBusAddress(model_path(name), interface=PROPERTIES)
+        self._send(new_signal(sender, "PropertiesChanged", "sa{sv}as", (MODEL_INTERFACE, typed, [])))
+
+    def tell(self) -> None:
+        """Send a signal that means nothing but that something happened."""
+        sender = DBusAddress(ROOT_PATH, interface=MANAGER_INTERFACE)
+        body = (JOB_PREFIX + "9", "a", "start", "done")
+        self._send(new_signal(sender, "JobRemoved", "osss", body))
+
+    def _send(self, message: Message) -> None:
+        with self._sending:
+            self._connection.send(message)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                message = self._connection.receive()
+            except (ConnectionError, OSError, ValueError):
+                return
+            if message.header.message_type is MessageType.method_call:
+                self._answer(message)
+
+    def _answer(self, message: Message) -> None:
+        fields = message.header.fields
+        interface, member = fields[HeaderFields.interface], fields[HeaderFields.member]
+        asked = Asked(fields[HeaderFields.path], member, message.body)
+        with self._news:
+            self.asked.append(asked)
+            self._news.notify_all()
+        if member in self.held:
+            return
+        try:
+            signature, values = self._reply(asked, interface, fields.get(HeaderFields.signature, ""))
+        except Refusal as e:
+            self._send(new_error(message, e.name, "s", (e.text,)))
+        else:
+            self._send(new_method_return(message, signature or None, values))
+
+    def _reply(self, asked: Asked, interface: str, signature: str) -> tuple[str, tuple[Any, ...]]:
+        if interface == PROPERTIES:
+            return self._property(asked)
+        declared = self._methods.get((interface, asked.member))
+        if declared is None:
+            raise Refusal("org.freedesktop.DBus.Error.UnknownMethod", f"no method {asked.member}")
+        if declared[0] != signature:
+            raise Refusal("org.freedesktop.DBus.Error.InvalidArgs", f"{asked.member} takes {declared[0]}")
+        answer = self.answers.get(asked.member)
+        if callable(answer):
+            answer = answer(asked)
+        if isinstance(answer, Refusal):
+            raise answer
+        if answer is None:
+            answer = getattr(self, f"_do_{asked.member}")(asked)
+        return declared[1], answer
+
+    def _property(self, asked: Asked) -> tuple[str, tuple[Any, ...]]:
+        values = {"Version": self.version, "SystemdVersion": "252", "ModelCount": len(self.models)}
+        values["Warnings"] = self.warnings
+        typed = {key: self._typed(MANAGER_INTERFACE, key, value) for key, value in values.items()}
+        if asked.member == "Get":
+            return "v", (typed[asked.body[1]],)
+        return "a{sv}", (typed,)
+
+    def _typed(self, interface: str, key: str, value: Any) -> tuple[str, Any]:
+        return self._properties[interface][key], value
+
+    def _do_ListModels(self, asked: Asked) -> tuple[Any, ...]:
+        import fnmatch
+
+        patterns, options = asked.body
+        wanted = {key for key in self._properties[MODEL_INTERFACE] if key != "Settings" or "settings" in options}
+        if "usage" not in options:
+            wanted -= {"MemoryCurrent", "CPUUsageNSec", "TasksCurrent"}
+        for pattern in patterns:
+            if not set(pattern) & set("*?[") and pattern not in self.models:
+                raise Refusal(
+                    "NoSuchModel", f"no model '{pattern}' is registered; 'cortexctl list' shows those that are"
+                )
+        found = [
+            info
+            for name, info in sorted(self.models.items())
+            if not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        ]
+        return ([{key: self._typed(MODEL_INTERFACE, key, info[key]) for key in wanted} for info in found],)
+
+    def _do_Register(self, asked: Asked) -> tuple[Any, ...]:
+        name = asked.body[0]
+        self.add(model(name))
+        return model_path(name), []
+
+    def _do_ListEvents(self, asked: Asked) -> tuple[Any, ...]:
+        return ([],)
+
+    def _do_ListSettings(self, asked: Asked) -> tuple[Any, ...]:
+        return ([(name, kind, "", "restart", "meaning") for name, (kind, _) in SETTINGS.items()],)
+
+    def _job(self, asked: Asked) -> tuple[Any, ...]:
+        return (f"{JOB_PREFIX}{len(self.asked)}",)
+
+    _do_Start = _do_Stop = _do_Restart = _do_Unregister = _job
+
+    def _do_Wait(self, asked: Asked) -> tuple[Any, ...]:
+        return "done", []
+
+    def _do_Enable(self, asked: Asked) -> tuple[Any, ...]:
+        return ([],)
+
+    def _nothing(self, asked: Asked) -> tuple[Any, ...]:
+        return ()
+
+    _do_Disable = _do_Kill = _do_ResetFailed = _nothing
+
+    def _do_Set(self, asked: Asked) -> tuple[Any, ...]:
+        return False, []
+
+    def _do_GetUnitFiles(self, asked: Asked) -> tuple[Any, ...]:
+        name = next(name for name in self.models if model_path(name) == asked.path)
+        return ([(self.models[name]["FragmentPath"], "[Service]\nExecStart=/bin/true\n")],)
+
+    def _do_CheckHealth(self, asked: Asked) -> tuple[Any, ...]:
+        return (health(),)
+
+
+def health(**changes: Any) -> dict[str, tuple[str, Any]]:
+    """CheckHealth's answer: healthy, and whatever the test wants different."""
+    values = {
+        "Healthy": True,
+        "Outcome": "200",
+        "Reason": "",
+        "LatencyUSec": 3200,
+        "Endpoint": "http://127.0.0.1:8080/health",
+        "Failures": 0,
+        "MaxFailures": 3,
+        "Next": "",
+    }
+    types = {"Healthy": "b", "LatencyUSec": "t", "Failures": "u", "MaxFailures": "u"}
+    return {key: (types.get(key, "s"), value) for key, value in {**values, **changes}.items()}
+
+
+def event(number: int, **changes: Any) -> dict[str, tuple[str, Any]]:
+    """One entry of the audit log."""
+    values = {
+        "Id": number,
+        "Time": 1_700_000_000_000_000 + number,
+        "Model": "a",
+        "Kind": "start",
+        "Priority": "info",
+        "Message": f"message {number}",
+        "Details": "{}",
+        "InvocationID": "",
+        "Actor": "uid 1000",
+    }
+    types = {"Id": "t", "Time": "t"}
+    return {key: (types.get(key, "s"), value) for key, value in {**values, **changes}.items()}
+
+
+def main() -> None:
+    """Serve a few models on the session bus, to look at the output by hand."""
+    import os
+
+    now = int(time.time() * 1e6)
+    with FakeDaemon(os.environ["DBUS_SESSION_BUS_ADDRESS"]) as daemon:
+        running = {"ActiveState": "active", "SubState": "running", "MainPID": os.getpid(), "UnitFileState": "enabled"}
+        daemon.add(
+            model(
+                "llama-70b",
+                Backend="vllm",
+                State="ready",
+                Health="healthy",
+                MemoryCurrent=126 * 10**9,
+                CPUUsageNSec=83 * 10**9,
+                TasksCurrent=75,
+                StateChangeTimestamp=now - 7_380_000_000,
+                URL="http://127.0.0.1:8000",
+                ControlGroup="/user.slice/cortex.slice/x",
+                **running,
+            ),
+            model(
+                "qwen",
+                State="failed",
+                StateReason="the server exited with status 1: no such file /models/q.gguf",
+                ActiveState="failed",
+                SubState="failed",
+                Result="exit-code",
+                StateChangeTimestamp=now - 5_000_000,
+            ),
+            model(
+                "tiny", State="starting", ActiveState="activating", SubState="start-post", StatusText="loading model"
+            ),
+            model(
+                "mistral",
+                Backend="tgi",
+                RestartNeeded=True,
+                State="degraded",
+                StateReason="holds no GPU memory",
+                Health="failing",
+                HealthFailures=2,
+                HealthReason="503",
+                **running,
+            ),
+        )
+        daemon.answers["ListEvents"] = ([event(n, Priority=p) for n, p in enumerate(("info", "warning", "error"))],)
+        if os.environ.get("FAKE_MODELS"):
+            daemon.models.clear()
+            daemon.add(
+                *(model(f"model-{n:04}", State="ready", **running) for n in range(int(os.environ["FAKE_MODELS"])))
+            )
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Fixtures that several rooms' tests use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import lab
+from tests.support.cortex import Cortex
+from tests.support.wait import until
+
+
+@pytest.fixture(scope="session")
+def llama_server() -> Path:
+    """A real llama-server."""
+    assert lab.LLAMA_SERVER.exists(), "no llama-server could be had: see what scripts/get-llama-server says"
+    return lab.LLAMA_SERVER
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf() -> Path:
+    """A tiny model that llama-server loads in milliseconds."""
+    assert lab.TINY_GGUF.exists(), "no tiny model could be made: see what scripts/tiny_gguf.py says"
+    return lab.TINY_GGUF
+
+
+@pytest.fixture
+def private_bus(tmp_path: Path) -> Iterator[str]:
+    """The address of a dbus-daemon of this test's own."""
+    address = f"unix:path={tmp_path}/bus"
+    command = ["dbus-daemon", "--session", "--nofork", "--nopidfile", "--print-address", f"--address={address}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    process.stdout.readline()  # it listens now
+    yield address
+    process.terminate()
+    process.wait()
+    process.stdout.close()
+
+
+class Daemon:
+    """A real cortexd on the private user manager, as a process of its own."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, **environment: str) -> None:
+        """Start it and wait until it owns its name."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cortexd.app", "--debug"],
+                stderr=log, stdout=log, env={**os.environ, **environment}, cwd=lab.PROJECT,
+            )  # fmt: skip
+        until(self._ready, "cortexd's name on the bus")
+
+    def _ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"cortexd ended with {self.process.returncode}:\n{self.log.read_text()}"
+        owner = subprocess.run(
+            ["busctl", "--user", "call", "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus",
+             "GetNameOwner", "s", "org.cortexlinux.Cortex1"],
+            capture_output=True, check=False,
+        )  # fmt: skip
+        return owner.returncode == 0
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        """Send a signal and wait for the end; returns the exit status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(timeout=20)
+
+    def stop(self) -> None:
+        """End it if it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.kill(signal.SIGTERM)
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """cortexd, running; every model is gone afterwards, and its log is shown when the test fails."""
+    daemon = Daemon(tmp_path / "cortexd.log")
+    daemon.start()
+    yield daemon
+    if daemon.process is None or daemon.process.poll() is not None:
+        daemon.start()
+    client = Cortex()
+    client.run("unregister", "--force", "*", check=False)
+    daemon.stop()
+    shutil.rmtree(Path.home() / ".cortex", ignore_errors=True)
+    sys.stderr.write(daemon.log.read_text())
+
+
+@pytest.fixture
+def cortex(daemon: Daemon) -> Cortex:
+    """The command line, talking to the real daemon."""
+    return Cortex()
