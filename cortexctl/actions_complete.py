@@ -12,13 +12,20 @@ _PATIENCE = 2.0
 
 def complete(context: Context) -> None:
     """Print one word a line."""
-    call = {
-        "names": manager_call("ListModels", "asa{sv}", [], {}),
-        "settings": manager_call("ListSettings"),
-    }[context.args.kind]
     try:
-        (rows,) = Bus(autostart=False).call(call, _PATIENCE)
+        words = _words(Bus(autostart=False), context.args.kind)
     except CtlError:
         return
-    for row in rows:
-        context.out.line(row["Name"] if context.args.kind == "names" else row[0])
+    for word in words:
+        context.out.line(word)
+
+
+def _words(bus: Bus, kind: str) -> list[str]:
+    if kind == "settings":
+        (settings,) = bus.call(manager_call("ListSettings"), _PATIENCE)
+        return [row[0] for row in settings]
+    options = {"settings": ("b", True), "usage": ("b", True)} if kind == "properties" else {}
+    (models,) = bus.call(manager_call("ListModels", "asa{sv}", [], options), _PATIENCE)
+    if kind == "names":
+        return [info["Name"] for info in models]
+    return sorted({key for info in models for key in (*info, *info["Settings"])} - {"Settings"})

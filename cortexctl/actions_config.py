@@ -11,7 +11,7 @@ from cortexctl.bus import Call
 from cortexctl.context import Context, manager_call, model_call
 from cortexctl.errors import USAGE, CtlError
 from cortexctl.human import NOT_AVAILABLE, clean, exact_size
-from cortexctl.parser import SETTING_OPTIONS
+from cortexctl.verbs import SETTING_OPTIONS
 from cortexd.names import unit_name
 
 _SIZES = ("memory", "MemoryHigh")

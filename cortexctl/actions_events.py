@@ -93,4 +93,5 @@ def _print(context: Context, found: Sequence[Event], *, head: bool = False) -> N
     for event in found:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["Time"] / 1e6))
         kind = out.paint(f"{clean(event['Kind']):<{kinds}}", event["Priority"])
-        out.line(f"{when}  {clean(event['Model']):<{width}}  {kind}  {clean(event['Message'])}")
+        actor = out.paint(f" ({clean(event['Actor'])})", "dim") if event["Actor"] else ""
+        out.line(f"{when}  {clean(event['Model']):<{width}}  {kind}  {clean(event['Message'])}{actor}")

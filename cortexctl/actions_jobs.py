@@ -59,9 +59,9 @@ def enable(context: Context) -> None:
         context.args.names, lambda name: model_call(name, "Enable", "a{sv}", options)
     ):
         enabled[name] = warnings
-        context.warn(name, warnings)
         if not context.args.now:
             context.out.result({"Name": name, "Warnings": warnings}, f"{name} will start at boot")
+        context.warn(name, warnings)
     if context.args.now and enabled:
         _run(context, list(enabled), START, lambda name: model_call(name, "Start"), enabled)
 

@@ -37,11 +37,10 @@ def logs(context: Context) -> int:
     if args.previous:
         if len(units) != 1:
             raise CtlError("Usage", "--previous takes one model", USAGE)
-        # Without --quiet journalctl hints at other users' lines, since it cannot tell that these are ours.
-        selection = ["--quiet", *journal.run_match(_previous(context, args.names[0], models))]
+        selection = journal.run_match(_previous(context, args.names[0], models))
     if context.out.json:
         args.output = args.output or "json"
-    command = ["journalctl", *_given(args), *selection]
+    command = ["journalctl", journal.reading(), *_given(args), *selection]
     sys.stdout.flush()
     try:
         os.execvp(command[0], command)

@@ -71,7 +71,8 @@ def health(context: Context) -> int:
         details = [f"{result['Outcome']} in {took} at {result['Endpoint']}", result["Reason"]]
         if result["Failures"]:
             details.append(f"{result['Failures']} of {result['MaxFailures']} failures in a row")
-        details.append(result["Next"])
+        if not result["Healthy"]:
+            details.append(result["Next"])
         text = "; ".join(part for part in details if part)
         out.result({"Name": name, **result}, f"{name} is {out.paint(word, word)}: {text}")
         code = code if result["Healthy"] else FAILURE

@@ -39,14 +39,15 @@ def _fields(info: Info) -> Iterator[tuple[str, str, str]]:
     yield "State", state + when, state
     if info["StateReason"]:
         yield "Reason", info["StateReason"], ""
-    yield "Health", _health(info), info["Health"]
+    if info["MainPID"]:
+        yield "Health", _health(info), info["Health"]
     yield "URL", info["URL"], ""
     yield "Loaded", f"{info['LoadState']} ({info['FragmentPath'] or info['Unit']}; {info['UnitFileState']})", ""
     for path in info["DropInPaths"]:
         yield "Drop-In", path, ""
     result = "" if info["Result"] in ("", "success") else f"; result: {info['Result']}"
     yield "Active", f"{info['ActiveState']} ({info['SubState']}{result})", ""
-    if info["StatusText"]:
+    if info["StatusText"] and info["ActiveState"] not in ("inactive", "failed"):
         yield "Status", f'"{info["StatusText"]}"', ""
     if info["NRestarts"]:
         yield "Restarts", str(info["NRestarts"]), ""

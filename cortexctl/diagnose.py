@@ -54,12 +54,18 @@ def timed_out(bus: Bus, call: Call, seconds: float) -> CtlError:
 
 
 def not_starting(bus: Bus) -> CtlError | None:
-    """Why the daemon that the bus was asked to start does not appear; None where it runs or may still come."""
+    """Why the daemon that the bus was asked to start does not appear; None where it runs or may still come.
+
+    For two minutes after an attempt that failed the bus makes no other one, it only lets its callers wait: so a unit
+    that is inactive a moment after the call stays so.
+    """
     if _is_running(bus) or (unit := _unit(bus)) is None:
         return None
     state, sub = unit.get("ActiveState"), unit.get("SubState")
     if unit.get("LoadState") in ("not-found", "masked", "bad-setting", "error"):
         return _unit_problem(str(unit["LoadState"]))
+    if state == "inactive":
+        return _stopped()
     if state != "failed" and not (state == "activating" and sub == "auto-restart"):
         return None
     status = unit.get("ExecMainStatus")
@@ -70,10 +76,13 @@ def not_starting(bus: Bus) -> CtlError | None:
 def _not_activatable(bus: Bus) -> CtlError:
     unit = _unit(bus)
     load = unit.get("LoadState") if unit else "not-found"
-    if load == "loaded":
-        sentence = f"cortexd is not running and the bus cannot start it; 'systemctl --user start {UNIT}' does"
-        return CtlError("DaemonUnavailable", sentence)
-    return _unit_problem(str(load))
+    return _stopped() if load == "loaded" else _unit_problem(str(load))
+
+
+def _stopped() -> CtlError:
+    return CtlError(
+        "DaemonUnavailable", f"cortexd is not running and the bus does not start it; 'systemctl --user start {UNIT}' does"
+    )
 
 
 def _unit_problem(load: str) -> CtlError:

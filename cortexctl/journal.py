@@ -20,6 +20,13 @@ def run_match(invocation: str) -> list[str]:
     return [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"USER_INVOCATION_ID={invocation}"]
 
 
+def reading(folders: tuple[Path, ...] = FOLDERS) -> str:
+    """How journalctl is to read: a user's own journal, or all there is, without a hint about what is not there."""
+    own = f"user-{os.getuid()}.journal"
+    mine = (file for folder in folders for file in _journals(folder) if file.name == own)
+    return "--user" if any(os.access(file, os.R_OK) for file in mine) else "--quiet"
+
+
 def unreadable(folders: tuple[Path, ...] = FOLDERS) -> str | None:
     """Why this user sees no lines of their services, with the remedy; None where they do."""
     files = [file for folder in folders for file in _journals(folder)]

@@ -11,7 +11,8 @@ from typing import NoReturn
 from cortexctl.context import Context
 from cortexctl.errors import INTERRUPTED, CtlError
 from cortexctl.output import Output
-from cortexctl.parser import HIDDEN, VERBS, parse
+from cortexctl.parser import parse
+from cortexctl.verbs import HIDDEN, VERBS
 
 PROGRAMS = ("cortexctl", "cortex-model")
 _BROKEN_PIPE = 141

@@ -1,4 +1,4 @@
-"""The command line: every verb with its options, in one table that --help, the manual page and completion share.
+"""The command line: argparse with getopt's manners, one verb at a time.
 
 Only the verb that is asked for gets a parser: making all of them takes longer than asking the daemon.
 """
@@ -7,32 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Sequence
+from typing import NoReturn
 
 from cortexctl.errors import EXIT_CODES, USAGE, CtlError
 from cortexctl.output import width
+from cortexctl.verbs import GROUPS, HIDDEN, VERBS
 from cortexd.version import VERSION
-
-SUPPRESS = argparse.SUPPRESS
-BACKENDS = ("vllm", "llamacpp", "ollama", "tgi")
-
-SETTING_OPTIONS: tuple[tuple[str, str, str], ...] = (
-    ("path", "PATH", "the model: a file, a folder or a reference such as org/name"),
-    ("backend", "BACKEND", "vllm, llamacpp, ollama or tgi (default: vllm)"),
-    ("port", "N|auto", "TCP port; auto picks a free one and keeps it (default: 8000)"),
-    ("host", "HOST", "address to listen on (default: 127.0.0.1)"),
-    ("gpus", "IDS|none", "GPUs that it may see, separated by commas (default: 0)"),
-    ("memory", "SIZE", "memory limit (default: 32G)"),
-    ("cpu", "CORES", "limit of CPU cores (default: 4.0)"),
-    ("max_model_len", "N", "context length in tokens (default: 4096)"),
-    ("tensor_parallel", "N", "GPUs that share the model (default: 1)"),
-    ("quantization", "METHOD", "awq, gptq or what else the backend has"),
-    ("extra_args", "ARGS", "more arguments for the backend, quoted as in a shell"),
-    ("exec", "FILE", "the backend's executable (default: found on your PATH)"),
-    ("gpu_memory_utilization", "SHARE", "share of the GPU's memory to use (default: 0.9)"),
-)
-"""register's options: the name of the setting, what stands for its value in the help, meaning."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,163 +25,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise CtlError("Usage", f"{message}; see '{self.prog} --help'", USAGE)
-
-
-Add = Callable[[Parser], None]
-
-
-class Verb(NamedTuple):
-    """One verb: where its function is, what it does in a line, its options, and whether it takes several models."""
-
-    run: str
-    help: str
-    add: tuple[Add, ...] = ()
-    many: bool = True
-
-
-def _option(*flags: str, **keywords: Any) -> Add:
-    def add(parser: Parser) -> None:
-        parser.add_argument(*flags, **keywords)
-
-    return add
-
-
-def _flag(*flags: str, help: str) -> Add:
-    return _option(*flags, action="store_true", help=help)
-
-
-def _names(nargs: str, help: str = "name of a model, or a shell pattern such as 'llama-*'") -> Add:
-    return _option("names", nargs=nargs, metavar="NAME", help=help)
-
-
-def _setting_options(parser: Parser) -> None:
-    for name, metavar, text in SETTING_OPTIONS:
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, dest=name, metavar=metavar, default=SUPPRESS, required=name == "path", help=text)
-
-
-NAME = _option("name", metavar="NAME", help="name of a model")
-NAMES = _names("+")
-ANY_NAMES = _names("*", "name of a model, or a shell pattern; none: all")
-NO_BLOCK = _flag("--no-block", help="do not wait until it is done")
-LINGER = _flag("--linger", help="let your services run without a login, where they do not yet (loginctl enable-linger)")
-
-VERBS: dict[str, Verb] = {
-    "register": Verb(
-        "config:register",
-        "Register a model: write its unit and remember its settings",
-        (
-            NAME,
-            _setting_options,
-            _flag("--no-health-check", help="no liveness probes while it runs (readiness is waited for all the same)"),
-            _option("--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting; repeatable"),
-        ),
-        many=False,
-    ),
-    "unregister": Verb(
-        "jobs:unregister",
-        "Remove a model with its unit; the model's own files stay",
-        (NAMES, _flag("--force", help="stop it first if it runs"), NO_BLOCK),
-    ),
-    "set": Verb(
-        "config:set_settings",
-        "Change settings; an empty value brings the default back",
-        (_option("items", nargs="+", metavar="NAME... KEY=VALUE", help="models, then settings"),),
-    ),
-    "show": Verb(
-        "config:show",
-        "Every property and setting, key=value",
-        (
-            NAMES,
-            _option("-p", "--property", action="append", metavar="KEY,...", help="only these; repeatable"),
-            _flag("--value", help="print the values alone"),
-        ),
-    ),
-    "cat": Verb("config:cat", "The unit file and its drop-ins", (NAMES,)),
-    "start": Verb(
-        "jobs:start",
-        "Start models and wait until they are ready",
-        (NAMES, _flag("--enable", help="start it at boot, too"), NO_BLOCK),
-    ),
-    "stop": Verb("jobs:stop", "Stop models and wait until their memory and port are free", (NAMES, NO_BLOCK)),
-    "restart": Verb("jobs:restart", "Restart models and wait until they are ready", (NAMES, NO_BLOCK)),
-    "enable": Verb(
-        "jobs:enable",
-        "Start models at boot",
-        (NAMES, _flag("--now", help="start it now, too"), LINGER, NO_BLOCK),
-    ),
-    "disable": Verb(
-        "jobs:disable", "Do not start models at boot", (NAMES, _flag("--now", help="stop it now, too"), NO_BLOCK)
-    ),
-    "kill": Verb(
-        "jobs:kill",
-        "Send a signal to a model's processes",
-        (
-            NAMES,
-            _option("-s", "--signal", default="TERM", metavar="SIGNAL", help="name or number (default: TERM)"),
-            _option("--whom", default="all", choices=("main", "control", "all"), help="which processes (default: all)"),
-        ),
-    ),
-    "reset-failed": Verb("jobs:reset_failed", "Forget failures and start-limit hits", (ANY_NAMES,)),
-    "wait": Verb(
-        "watch:wait",
-        "Wait until models are ready; fail as soon as one cannot be",
-        (NAMES, _option("--timeout", type=float, metavar="SECONDS", help="give up after that long (default: never)")),
-    ),
-    "status": Verb(
-        "state:status",
-        "All models in a table; with a name, everything about it",
-        (ANY_NAMES, _option("-n", "--lines", type=int, default=10, metavar="N", help="log lines (default: 10)")),
-    ),
-    "list": Verb("state:table", "The table alone, of all models or of those named", (ANY_NAMES,)),
-    "is-active": Verb("state:is_active", "Print the state; 0 if ready, busy, degraded or unhealthy", (NAMES,)),
-    "is-enabled": Verb("state:is_enabled", "Print the state of the unit file; 0 if enabled", (NAMES,)),
-    "is-failed": Verb("state:is_failed", "Print the state; 0 if failed", (NAMES,)),
-    "health": Verb("watch:health", "Ask the health endpoint now", (NAMES,)),
-    "url": Verb("watch:url", "Print the address to send requests to", (NAMES,)),
-    "logs": Verb(
-        "logs:logs",
-        "The journal of models (journalctl)",
-        (
-            NAMES,
-            _flag("-f", "--follow", help="go on with new lines as they come"),
-            _option("-n", "--lines", metavar="N", help="the last N lines (all: every line)"),
-            _option("-S", "--since", metavar="TIME", help="from then on, as journalctl takes it: today, -1h, ..."),
-            _option("-U", "--until", metavar="TIME", help="up to then"),
-            _option("-g", "--grep", metavar="PATTERN", help="lines that match a regular expression"),
-            _option("-o", "--output", metavar="FORMAT", help="journalctl's output format: short-iso, cat, json, ..."),
-            _flag("-r", "--reverse", help="newest first"),
-            _flag("--previous", help="the run before this one"),
-            _flag("--no-pager", help="do not pipe the output into a pager"),
-        ),
-    ),
-    "events": Verb(
-        "events:events",
-        "What happened to models, and who asked for it",
-        (
-            ANY_NAMES,
-            _option("-n", "--lines", type=int, default=50, metavar="N", help="the last N events (default: 50)"),
-            _option("-S", "--since", metavar="TIME", help="from then on: -90min, today, '2026-11-23 14:05'"),
-            _option("-k", "--kind", action="append", metavar="KIND,...", help="only these kinds; repeatable"),
-            _flag("-f", "--follow", help="go on with new events as they come"),
-        ),
-    ),
-}
-
-GROUPS = (
-    ("Models", ("register", "unregister", "set", "show", "cat")),
-    (
-        "Life cycle",
-        ("start", "stop", "restart", "enable", "disable", "kill", "reset-failed", "wait"),
-    ),
-    ("Status", ("status", "list", "is-active", "is-enabled", "is-failed", "health", "url", "logs", "events")),
-)
-
-HIDDEN = {
-    "__complete": Verb(
-        "complete:complete", "Words for the shell's completion", (_option("kind", choices=("names", "settings")),)
-    )
-}
 
 
 def verb_parser(verb: str, program: str) -> Parser:

@@ -22,6 +22,17 @@ log = logging.getLogger(__name__)
 DEFAULT_TIMEOUT = 25.0
 """Seconds that a call waits for its reply (libdbus's default, too)."""
 
+CONNECT_TIMEOUT = 10.0
+"""Seconds within which a bus must have let us in."""
+
+MAX_REPLY = 32 * 1024 * 1024
+"""Bytes of a reply, roughly. D-Bus allows an array 64 MiB; for one byte more the bus daemon cuts the connection."""
+
+MAX_ERROR = 4096
+"""Characters of an error message, which may quote what the caller sent."""
+
+INTERNAL_ERROR = "internal error; the daemon's log has the details"
+
 DBUS = "org.freedesktop.DBus"
 DBUS_PATH = "/org/freedesktop/DBus"
 
@@ -110,6 +121,21 @@ def _outgoing(value: Any) -> Any:
     return value
 
 
+def _weight(value: Any) -> int:
+    """About as many bytes as a value takes on the wire."""
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode())
+    if isinstance(value, bytes | bytearray):
+        return len(value)
+    if isinstance(value, _lib.Variant):
+        return 8 + _weight(value.value)
+    if isinstance(value, list):
+        return 8 + sum(map(_weight, value))
+    if isinstance(value, dict):
+        return 8 + sum(map(_weight, value.keys())) + sum(map(_weight, value.values()))
+    return 8
+
+
 class Call:
     """A method call that arrived; answered exactly once by `reply` or `error`."""
 
@@ -127,16 +153,20 @@ class Call:
     def reply(self, signature: str = "", body: Sequence[Any] = ()) -> None:
         """Answer with values of `signature`; values that do not fit it are an internal error, logged."""
         try:
-            answer = _lib.Message.new_method_return(self._message, signature, _outgoing(list(body)))
-            self._send(answer)
+            values = _outgoing(list(body))
+            if _weight(values) > MAX_REPLY:
+                self.error(DBUS + ".Error.LimitsExceeded", "the answer is too long; ask for less")
+                return
+            self._send(_lib.Message.new_method_return(self._message, signature, values))
         except Exception:
             log.exception("the reply to %s.%s does not fit its signature", self.interface, self.member)
             self._answered = False
-            self.error(DBUS + ".Error.Failed", "internal error; the daemon's log has the details")
+            self.error(DBUS + ".Error.Failed", INTERNAL_ERROR)
 
     def error(self, name: str, message: str) -> None:
         """Answer with a named error."""
-        self._send(_lib.Message.new_error(self._message, name, clean_text(message)))
+        text = message if len(message) <= MAX_ERROR else message[: MAX_ERROR - 1] + "…"
+        self._send(_lib.Message.new_error(self._message, name, clean_text(text)))
 
     def _send(self, answer: Any) -> None:
         if self._answered:
@@ -193,18 +223,23 @@ class Bus:
 
     @classmethod
     async def connect(cls, address: str) -> Bus:
-        """Connect and say hello within 10 seconds, or raise BusGone."""
+        """Connect and say hello within CONNECT_TIMEOUT, or raise BusGone."""
         loop = asyncio.get_running_loop()
+        # In two steps, so that the socket of a dbus-next that fails to connect can be closed.
+        library_bus = _lib.aio.MessageBus.__new__(_lib.aio.MessageBus)
         try:
-            library_bus = _lib.aio.MessageBus(bus_address=address)
+            library_bus.__init__(bus_address=address)
             if LIBRARY == "dbus_next":
                 _guard_authentication(library_bus, loop)
             self = cls(library_bus)
             library_bus.add_message_handler(self._on_message)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(CONNECT_TIMEOUT):
                 await library_bus.connect()
-        except (OSError, TimeoutError, _lib.AuthError, _lib.InvalidAddressError, EOFError) as e:
-            raise BusGone(f"no connection to the bus at {address}: {e or type(e).__name__}") from e
+        except BaseException as e:
+            _close_descriptors(library_bus)
+            if isinstance(e, OSError | TimeoutError | _lib.AuthError | _lib.InvalidAddressError | EOFError):
+                raise BusGone(f"no connection to the bus at {address}: {str(e) or type(e).__name__}") from e
+            raise
         library_bus._writer.sock = _PatientSocket(library_bus._writer.sock)
         self._spawn(self._watch())
         return self
@@ -252,8 +287,13 @@ class Bus:
     async def subscribe(self, rule: str, handler: Callable[[Signal], None]) -> None:
         """Ask the bus for signals that match `rule` and hand each to `handler`, in the order of arrival."""
         parts = dict(part.split("=", 1) for part in rule.split(",") if part)
-        self._subscriptions.append(_Subscription({k.strip(): v.strip().strip("'") for k, v in parts.items()}, handler))
-        await self.call(DBUS, DBUS_PATH, DBUS, "AddMatch", "s", [rule])
+        subscription = _Subscription({k.strip(): v.strip().strip("'") for k, v in parts.items()}, handler)
+        self._subscriptions.append(subscription)  # first: signals may come before the reply is seen
+        try:
+            await self.call(DBUS, DBUS_PATH, DBUS, "AddMatch", "s", [rule])
+        except BaseException:
+            self._subscriptions.remove(subscription)
+            raise
 
     async def request_name(self, name: str) -> bool:
         """Own `name`; False if somebody else does. (Without DO_NOT_QUEUE the request would wait in silence.)"""
@@ -267,11 +307,13 @@ class Bus:
 
     def emit(self, path: str, interface: str, member: str, signature: str, body: Sequence[Any]) -> None:
         """Send a signal; after the end of the connection nothing happens."""
-        if not self.closed.done():
-            self.send(_lib.Message.new_signal(path, interface, member, signature, _outgoing(list(body))))
+        self.send(_lib.Message.new_signal(path, interface, member, signature, _outgoing(list(body))))
 
     def send(self, message: Any) -> None:
-        """Queue a message of the library's."""
+        """Queue a message of the library's; after the end of the connection, whose descriptor may be another file's by
+        now, nothing happens."""
+        if self.closed.done():
+            return
         sent = self._bus.send(message)
         if sent is not None:
             # Nobody awaits it: the connection's end is told once, by `closed`.
@@ -295,11 +337,7 @@ class Bus:
             log.debug("the bus connection ended: %r", e)
         finally:
             self._end()
-            # Neither library closes its descriptor.
-            for part in (getattr(self._bus, "_stream", None), getattr(self._bus, "_sock", None)):
-                if part is not None:
-                    with contextlib.suppress(OSError):
-                        part.close()
+            _close_descriptors(self._bus)
 
     def _end(self) -> None:
         if self.closed.done():
@@ -332,7 +370,28 @@ class Bus:
                     except Exception:
                         log.exception("the handler of %s.%s failed", signal.interface, signal.member)
             return False
-        return self._server(Call(self, message)) if self._server else False
+        if self._server is None:
+            return False
+        call = Call(self, message)
+        try:
+            return self._server(call)
+        except Exception:  # the library would send the caller the traceback
+            log.exception("%s.%s failed", call.interface, call.member)
+            call.error(DBUS + ".Error.Failed", INTERNAL_ERROR)
+            return True
+
+
+def _close_descriptors(library_bus: Any) -> None:
+    """Let go of the socket: dbus-next never does."""
+    sock, stream = getattr(library_bus, "_sock", None), getattr(library_bus, "_stream", None)
+    if sock is not None and sock.fileno() >= 0:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(sock.fileno())
+        loop.remove_writer(sock.fileno())
+    for part in (stream, sock):
+        if part is not None:
+            with contextlib.suppress(OSError):
+                part.close()
 
 
 def _guard_authentication(library_bus: Any, loop: asyncio.AbstractEventLoop) -> None:

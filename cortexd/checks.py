@@ -30,7 +30,11 @@ def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
             raise InvalidConfig(
                 f"path={spec.path!r}: does not exist; give a file or folder, or a reference such as org/name"
             )
-    _check_host(spec.host)
+    if re.search(r"[\"'\\]", spec.exec):
+        raise InvalidConfig(
+            f"exec={spec.exec!r}: systemd runs no program whose path has a quote or a backslash; make a link to it elsewhere"
+        )
+    check_host(spec.host)
     if spec.health.endpoint and not re.fullmatch(r"/[!-~]*", spec.health.endpoint):
         raise InvalidConfig(f"health.endpoint={spec.health.endpoint!r}: must be a path that begins with /")
     if spec.limits.memory_high > spec.limits.memory:
@@ -50,7 +54,8 @@ def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
     backend.check(spec)
 
 
-def _check_host(host: str) -> None:
+def check_host(host: str) -> None:
+    """Refuse what no server can listen on."""
     if host == "localhost":
         return
     try:

@@ -78,7 +78,7 @@ def number(low: float, high: float, unit: str = "") -> Kind:
             raise ValueError(f"use a number from {low:g} to {high:g}{unit and ' ' + unit}")
         return float(value)
 
-    return Kind("d", f"{low:g}-{high:g}", parse, lambda v: f"{v:g}")
+    return Kind("d", f"{low:g}-{high:g}", parse, lambda v: repr(v).removesuffix(".0"))
 
 
 def integer(low: int, high: int, unit: str = "") -> Kind:
@@ -140,7 +140,7 @@ def _parse_arguments(raw: object) -> Value:
     return text
 
 
-_GPU = re.compile(r"\d{1,3}|GPU-[0-9a-fA-F-]{4,40}|MIG-[0-9A-Za-z/-]{4,80}")
+_GPU = re.compile(r"[0-9]{1,3}|GPU-[0-9a-fA-F-]{4,40}|MIG-[0-9A-Za-z/-]{4,80}")
 
 
 def _parse_gpus(raw: object) -> Value:
@@ -164,6 +164,8 @@ def _parse_paths(raw: object) -> Value:
     for item in items:
         if not item.startswith("/"):
             raise ValueError(f"{item!r} is no absolute path")
+        if ".." in item.split("/"):
+            raise ValueError(f"{item!r} has a '..', which a unit cannot name; write it without")
     return tuple(items)
 
 

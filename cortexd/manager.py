@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import signal as signals
 from collections.abc import Callable, Mapping, Sequence
@@ -93,6 +94,11 @@ class Manager:
             if not set(pattern) & set("*?[") and pattern not in self.catalog.models:
                 raise NoSuchModel(pattern)
         return [n for n in names if not patterns or any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+
+    async def refresh(self, names: Sequence[str]) -> None:
+        """Read models that do not run afresh: systemd forgets an idle unit, and tells no more of its drop-ins."""
+        units = [self.catalog.get(name).unit for name in names]
+        await asyncio.gather(*(self._systemd.refresh(u) for u in units if not self._systemd.cached(u).running))
 
     async def usage(self, names: Sequence[str]) -> dict[str, UnitUsage]:
         """Memory, CPU time and tasks of models that run."""

@@ -20,8 +20,12 @@ from cortexd.runs import transitions
 from cortexd.scope import Scope
 from cortexd.store import EventQuery, Store
 from cortexd.systemd.protocol import Systemd, UnitState
+from cortexd.units.files import FileState
 
 log = logging.getLogger(__name__)
+
+_SETTLE_SECONDS = 0.1
+"""How long a unit has to be inactive or failed until that counts as its end."""
 
 _ENDED_BADLY = frozenset({"failed", "ended"})
 
@@ -42,6 +46,7 @@ class Observer:
         self._on_change = on_change
         self._monitor = Monitor(prober, self._on_probe)
         self._seen: dict[str, UnitState] = {}
+        self._settling: dict[str, asyncio.TimerHandle] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -58,6 +63,8 @@ class Observer:
 
     async def close(self) -> None:
         """Write the events that are still queued and stop."""
+        for pending in self._settling.values():
+            pending.cancel()
         await self._monitor.close()
         try:
             async with asyncio.timeout(2):
@@ -100,6 +107,8 @@ class Observer:
         """A model was unregistered."""
         self._monitor.forget(name)
         self._seen.pop(name, None)
+        if pending := self._settling.pop(name, None):
+            pending.cancel()
 
     def watch(self, model: Model) -> None:
         """Watch a running model's health, or no longer, as its settings and its unit say."""
@@ -107,8 +116,10 @@ class Observer:
         if model.health.run != unit.invocation_id:
             model.health = HealthState(run=unit.invocation_id)
         if unit.active_state == "active" and model.spec.health.enabled and model.spec.health.endpoint:
+            # A unit that is not ours may lack the waiter: active does not mean ready then.
+            grace = 0.0 if model.file_state is FileState.CURRENT else model.spec.health.startup_delay
             run = unit.invocation_id
-            self._monitor.watch(Watched(model.name, run, lambda: model.spec.health, lambda: health_url(model)))
+            self._monitor.watch(Watched(model.name, run, lambda: model.spec.health, lambda: health_url(model), grace))
         else:
             self._monitor.forget(model.name)
             if unit.active_state == "active":
@@ -119,7 +130,19 @@ class Observer:
         model = self._catalog.models.get(name) if name else None
         if model is None:
             return
-        old = self._seen.get(model.name, UnitState(unit=unit))
+        if pending := self._settling.pop(model.name, None):
+            pending.cancel()
+        asked = model.ending == Ending(new.invocation_id, "stop") and not new.job
+        if new.active_state in ("inactive", "failed") and not asked:
+            # On the way to a restart systemd passes through both; what follows comes at once.
+            loop = asyncio.get_running_loop()
+            self._settling[model.name] = loop.call_later(_SETTLE_SECONDS, self._take, model, new)
+        else:
+            self._take(model, new)
+
+    def _take(self, model: Model, new: UnitState) -> None:
+        """This state will last a while: say what has happened since the last such one."""
+        old = self._seen.get(model.name, UnitState(unit=model.unit))
         self._seen[model.name] = new
         ending = model.ending.by if model.ending.run in (new.invocation_id, old.invocation_id) else ""
         for event in transitions(model.name, old, new, ending=ending):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import pwd
 import socket
@@ -59,8 +60,8 @@ def _can_bind(address: str, port: int) -> bool:
 
 def overlap(host: str, other: str) -> bool:
     """Whether servers on these two addresses would want the same socket."""
-    wildcards = ("0.0.0.0", "::")
-    return host == other or host in wildcards or other in wildcards
+    first, second = (ipaddress.ip_address("127.0.0.1" if h == "localhost" else h) for h in (host, other))
+    return first == second or first.is_unspecified or second.is_unspecified
 
 
 def machine_memory() -> int:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cortexd.backends import backend_of
+from cortexd.checks import check_host
 from cortexd.errors import InvalidConfig
 from cortexd.kinds import Value
 from cortexd.model import AUTO_PORT, DEFAULT_BACKEND, ModelSpec
 from cortexd.ports import free_port
-from cortexd.units.render import probe_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +46,8 @@ def fill_in(
         explicit["exec"] = found
     if explicit.get("port") == AUTO_PORT:
         host = str(explicit.get("host", "127.0.0.1"))
-        try:
-            address = probe_address(host)
-        except ValueError:
-            raise InvalidConfig(f"host={host!r}: use an address such as 127.0.0.1, 0.0.0.0 or ::1") from None
-        explicit["port"] = free_port(address, {spec.port for spec in others})
+        check_host(host)
+        explicit["port"] = free_port("127.0.0.1" if host == "localhost" else host, {spec.port for spec in others})
     return explicit
 
 

@@ -51,4 +51,4 @@ def _sender(unit: UnitState, why: str, ending: str) -> str:
     """Who sent the signal that ended it, as far as that can be known: nobody records a signal's sender."""
     if unit.exec_main_code != _CLD_KILLED or unit.result not in ("signal", "success"):
         return why
-    return why + {"health": " after failed health probes", "kill": " by 'cortexctl kill'"}.get(ending, " from outside")
+    return why + {"health": " after failed health probes", "kill": " (cortexctl kill)"}.get(ending, " from outside")

@@ -86,6 +86,9 @@ def _systemd_step(status: int) -> str:
 def judge(unit: UnitState, health: HealthState, spec: ModelSpec, *, stop_asked: bool = False) -> Judgement:
     """The state of a model."""
     active, sub = unit.active_state, unit.sub_state
+    if active in ("inactive", "failed") and unit.job:
+        # A queued start, or the moment within a restart when nothing runs.
+        return Judgement(State.RESTARTING if unit.n_restarts else State.STARTING)
     if active == "failed":
         return Judgement(State.FAILED, describe_end(unit))
     if active == "deactivating":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
+import re
 import select
 import signal
 import socket
@@ -120,12 +121,21 @@ def _proc_net(family: int) -> Iterator[Listener]:
 def own_cgroup() -> int:
     """The inode number of this process's control group, 0 where it cannot be told."""
     try:
-        path = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip()
-        mounts = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
-        mount = next(fields for fields in mounts if fields[fields.index("-") + 1] == "cgroup2")
-        return (Path(mount[4]) / path.removeprefix(mount[3]).lstrip("/")).stat().st_ino
-    except (OSError, StopIteration, ValueError, IndexError):
+        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    except OSError:
         return 0
+    path = next((line[3:] for line in groups if line.startswith("0::")), "")
+    # There may be several mounts, some of them hidden by later ones, or of a part of the tree that we are not in.
+    for fields in reversed(mounts):
+        if fields[fields.index("-") + 1] == "cgroup2":
+            folder = Path(fields[4], path.removeprefix(fields[3].rstrip("/")).lstrip("/"))
+            try:
+                if str(os.getpid()) in (folder / "cgroup.procs").read_text().split():
+                    return folder.stat().st_ino
+            except OSError:
+                continue
+    return 0
 
 
 def http_status(address: str, port: int, host: str, path: str, timeout: float) -> int:
@@ -138,13 +148,16 @@ def http_status(address: str, port: int, host: str, path: str, timeout: float) -
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         line = b""
         while b"\n" not in line and len(line) < _MAX_STATUS_LINE:
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            sock.settimeout(left)
             chunk = sock.recv(_MAX_STATUS_LINE)
             if not chunk:
                 break
             line += chunk
     words = line.split(None, 2)
-    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
+    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not re.fullmatch(rb"\d{3}", words[1]):
         raise OSError("the answer is no HTTP")
     return int(words[1])
 
@@ -218,10 +231,16 @@ def _notify(text: str) -> None:
                 return
 
 
+def _give_up(reason: str) -> int:
+    _notify(f"Not ready: {reason}")
+    print(f"<3>{reason}", file=sys.stderr)
+    return 1
+
+
 def main() -> int:
     """Run as ExecStartPost=; see the unit that cortexd writes."""
     parser = argparse.ArgumentParser(description="Wait until a model's server is ready.")
-    parser.add_argument("--pid", type=int, required=True, help="the unit's main process")
+    parser.add_argument("--pid", required=True, help="the unit's main process; systemd gives none if it is gone")
     parser.add_argument("--address", required=True, help="address to probe")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--path", required=True, help="health endpoint")
@@ -231,10 +250,9 @@ def main() -> int:
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: os._exit(0))
     try:
-        pidfd = os.pidfd_open(args.pid)
-    except OSError:
-        print("<3>the server ended at once", file=sys.stderr)
-        return 1
+        pidfd = os.pidfd_open(int(args.pid))
+    except (OSError, ValueError):
+        return _give_up("the server ended at once")
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     host = f"[{args.address}]" if ":" in args.address else args.address
@@ -248,11 +266,7 @@ def main() -> int:
         cgroup=own_cgroup(),
     )
     reason = waiter.run(lambda seconds: bool(poll.poll(seconds * 1000)))
-    if reason:
-        _notify(f"Not ready: {reason}")
-        print(f"<3>{reason}", file=sys.stderr)
-        return 1
-    return 0
+    return _give_up(reason) if reason else 0
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ class ManagerObject(Exported):
     async def ListModels(self, call: Call, patterns: list[str], options: dict[str, Any]) -> list[Any]:
         given = options_of(options, settings=bool, usage=bool)
         names = self._manager.match(patterns)
+        await self._manager.refresh([name for name in names if name in patterns])
         usage = await self._manager.usage(names) if given.get("usage") else {}
         kinds = load(MODEL_INTERFACE).properties
         models = []
@@ -119,7 +120,8 @@ class ModelObject(Exported):
         return describe.model_properties(self._manager.view(self._name)) | describe.usage_properties(self._usage)
 
     async def refresh(self) -> None:
-        """Read the counters."""
+        """Read the counters, and what systemd does not signal."""
+        await self._manager.refresh([self._name])
         self._usage = (await self._manager.usage([self._name]))[self._name]
 
     async def _caller(self, call: Call, options: Mapping[str, Any] | None = None) -> Caller:
@@ -168,6 +170,7 @@ class ModelObject(Exported):
         return [describe.probe_values(view, probe)]
 
     async def GetUnitFiles(self, call: Call) -> list[Any]:
+        await self._manager.refresh([self._name])
         unit = self._manager.view(self._name).unit
         paths = [p for p in (unit.fragment_path, *unit.drop_in_paths) if p]
         return [[(p, await asyncio.to_thread(_text, Path(p))) for p in paths]]

@@ -113,6 +113,17 @@ def gpu_environment(spec: ModelSpec) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": visible, "HIP_VISIBLE_DEVICES": visible, "TOKENIZERS_PARALLELISM": "false"}
 
 
+_SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+def path_environment(spec: ModelSpec) -> dict[str, str]:
+    """PATH for a server that runs programs which are installed beside it, as in a virtual environment."""
+    folder = str(Path(spec.exec).parent)
+    if ":" in folder or folder in _SYSTEM_PATH.split(":"):
+        return {}
+    return {"PATH": f"{folder}:{_SYSTEM_PATH}"}
+
+
 def extra(spec: ModelSpec) -> list[str]:
     """extra_args, split as a shell would."""
     return shlex.split(spec.extra_args)

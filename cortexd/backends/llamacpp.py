@@ -22,6 +22,10 @@ _GGUF_MAGIC = b"GGUF"
 _DEFAULT_CACHE_RAM = 8192 * MIB
 
 
+OTHER_MODEL = ("LLAMA_ARG_MODEL", "LLAMA_ARG_HF_REPO", "LLAMA_ARG_HOST", "LLAMA_ARG_PORT")
+"""Variables that llama-server takes for options, and that would make it serve something else."""
+
+
 class LlamaCpp(Backend):
     """`llama-server` with one model: without -m or -hf it would be a router that calls itself healthy."""
 
@@ -57,7 +61,7 @@ class LlamaCpp(Backend):
         return LaunchPlan(
             argv=(*argv, *extra(spec)),
             environment=environment,
-            unset_environment=("LLAMA_ARG_MODEL", "LLAMA_ARG_HF_REPO", "LLAMA_ARG_HOST", "LLAMA_ARG_PORT"),
+            unset_environment=OTHER_MODEL,
             writes=(scope.cache / "llama.cpp", *hub_cache(scope)) if is_reference(spec.path) else (),
             reads=local_model(spec),
             # A request in flight outlives SIGTERM for as long as it takes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cortexd.backends.base import Backend, LaunchPlan, gpu_environment, local_model
+from cortexd.backends.llamacpp import OTHER_MODEL
 from cortexd.kinds import Value
 from cortexd.model import ModelSpec
 from cortexd.scope import Scope
@@ -35,6 +36,7 @@ class Ollama(Backend):
         return LaunchPlan(
             argv=(spec.exec, "serve"),
             environment=environment,
+            unset_environment=OTHER_MODEL,  # it hands its environment on to its llama-server
             writes=(scope.home / ".ollama",),
             reads=local_model(spec),
             stop_seconds=30,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from cortexd.backends.base import Backend, LaunchPlan, extra, gpu_environment, hub_cache, local_model
+from cortexd.backends.base import Backend, LaunchPlan, extra, gpu_environment, hub_cache, local_model, path_environment
 from cortexd.kinds import Value
 from cortexd.model import ModelSpec
 from cortexd.scope import Scope
 
 _GRACE = 90  # --graceful-termination-timeout's default: once for the router and once for the shards
+
+
+def _beside(port: int, distance: int) -> int:
+    """Another port that goes with this one and no other below the kernel's ephemeral range (32768 and up)."""
+    return 1024 + (port - 1024 + distance) % (32768 - 1024)
 
 
 class Tgi(Backend):
@@ -36,13 +41,14 @@ class Tgi(Backend):
             str(spec.max_model_len),
         ]
         argv += ["--cuda-memory-fraction", f"{spec.gpu_memory_utilization:g}"]
-        argv += ["--prometheus-port", str(20000 + spec.port % 10000), "--master-port", str(10000 + spec.port % 10000)]
+        argv += ["--prometheus-port", str(_beside(spec.port, 10000)), "--master-port", str(_beside(spec.port, 20000))]
         argv += ["--shard-uds-path", f"/tmp/cortex-{spec.name}-{spec.port}"]
         if spec.quantization:
             argv += ["--quantize", spec.quantization]
         return LaunchPlan(
             argv=(*argv, *extra(spec)),
-            environment=gpu_environment(spec),
+            # It runs text-generation-server and text-generation-router, which lie beside it.
+            environment=gpu_environment(spec) | path_environment(spec),
             # It reads bare names that other programs set for other purposes.
             unset_environment=("PORT", "HOSTNAME", "MODEL_ID", "API_KEY", "NUM_SHARD", "QUANTIZE", "REVISION", "DTYPE"),
             writes=(*hub_cache(scope), scope.home / ".triton", scope.home / ".nv"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from cortexd.backends.base import Backend, LaunchPlan, extra, gpu_environment, hub_cache, local_model
+from cortexd.backends.base import Backend, LaunchPlan, extra, gpu_environment, hub_cache, local_model, path_environment
 from cortexd.kinds import Value
 from cortexd.model import ModelSpec
 from cortexd.scope import Scope
@@ -58,7 +58,7 @@ class Vllm(Backend):
         home, cache = scope.home, scope.cache
         return LaunchPlan(
             argv=(*argv, *extra(spec)),
-            environment=gpu_environment(spec) | {"VLLM_NO_USAGE_STATS": "1"},
+            environment=gpu_environment(spec) | path_environment(spec) | {"VLLM_NO_USAGE_STATS": "1"},
             unset_environment=("VLLM_PORT",),  # means the port of its internal sockets, not of the server
             writes=(
                 cache / "vllm",

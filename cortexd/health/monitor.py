@@ -20,8 +20,12 @@ Report = Callable[[str, HealthState, HealthState, Decision], Awaitable[None]]
 class Watched:
     """What the loop needs to know of a model, asked anew before every probe, since settings change."""
 
-    def __init__(self, name: str, run: str, policy: Callable[[], HealthPolicy], url: Callable[[], str]) -> None:
+    def __init__(
+        self, name: str, run: str, policy: Callable[[], HealthPolicy], url: Callable[[], str], grace: float = 0
+    ) -> None:
         self.name, self.run, self.policy, self.url = name, run, policy, url
+        self.grace = grace
+        """Seconds before the first probe, where nothing told that the server is ready."""
 
 
 class Monitor:
@@ -52,17 +56,17 @@ class Monitor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _loop(self, model: Watched) -> None:
-        """Probe every `interval`, start to start. The first comes after a part of it that the name decides, so that many
-        models started together are not probed together."""
+        """Probe at once, then every `interval`, start to start, in a phase that the name decides, so that many models
+        that became ready together are not probed together."""
         loop = asyncio.get_running_loop()
         state = HealthState(run=model.run)
-        policy = model.policy()
-        delay = 0.0 if policy.endpoint else policy.startup_delay
-        due = loop.time() + delay + policy.interval * (zlib.crc32(model.name.encode()) % 1000) / 1000
+        due = loop.time() + model.grace
+        phase = (zlib.crc32(model.name.encode()) % 1000) / 1000
         while True:
             await asyncio.sleep(max(0.0, due - loop.time()))
             policy = model.policy()
-            due = max(due + policy.interval, loop.time())
+            due = max(due + policy.interval * (phase or 1), loop.time())
+            phase = 0
             probe: Probe = await self._prober.probe(model.url(), policy.timeout)
             before, (state, decision) = state, after_probe(state, policy, probe)
             try:

@@ -190,11 +190,7 @@ class SystemdClient:
 
     async def reset_failed(self, unit: str) -> None:
         """See Systemd."""
-        try:
-            await self._peer.call(wire.MANAGER_PATH, wire.MANAGER, "ResetFailedUnit", "s", unit)
-        except BusError as e:
-            if e.name != wire.NO_SUCH_UNIT:
-                raise UnitFailed(f"systemd refused to reset {unit}: {e.message}") from e
+        await self._peer.ask(f"reset {unit}", "ResetFailedUnit", "s", unit, tolerate=wire.NO_SUCH_UNIT)
 
     # -- unit files
 
@@ -211,7 +207,8 @@ class SystemdClient:
 
     async def disable_unit(self, unit: str) -> None:
         """See Systemd."""
-        await self._peer.ask(f"disable {unit}", "DisableUnitFiles", "asb", [unit], False)
+        disable = ("DisableUnitFiles", "asb", [unit], False)
+        await self._peer.ask(f"disable {unit}", *disable, tolerate=wire.NO_SUCH_UNIT)
         await self.reload()
 
     async def _reload(self, _: None) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,11 +19,6 @@ PATH = "/org/freedesktop/login1"
 MANAGER = DESTINATION + ".Manager"
 NO_SUCH_USER = DESTINATION + ".NoSuchUser"
 TIMEOUT = 5.0
-
-
-def system_address(environ: Mapping[str, str]) -> str:
-    """The system bus: DBUS_SYSTEM_BUS_ADDRESS, else its well-known socket (dbus-daemon(1))."""
-    return environ.get("DBUS_SYSTEM_BUS_ADDRESS") or "unix:path=/run/dbus/system_bus_socket"
 
 
 class LogindClient:

@@ -11,7 +11,7 @@ from cortexd.systemd.protocol import UnitListener, UnitState
 from cortexd.systemd.wire import UNIT, changed_fields, is_ours
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # two of the same content are two
 class Watch:
     """What signals told while something was being read; it is newer than what was read."""
 
@@ -74,8 +74,9 @@ class Mirror:
         if interface != UNIT:
             self._service.setdefault(unit, {}).update(fields)
             return False
-        before = self.cached(unit)
-        state = replace(before, **self._service.pop(unit, {}), **fields)
+        # What runs was loaded from something, even if we have not read what.
+        before = self._states.get(unit) or UnitState(unit=unit, load_state="loaded")
+        state = _with_past(replace(before, **self._service.pop(unit, {}), **fields), before)
         if unit not in self._states and not state.invocation_id:
             return False  # somebody looked at a unit that does not exist
         if not state.running:
@@ -98,7 +99,8 @@ class Mirror:
 
     def read(self, unit: str, fields: Mapping[str, Any], watch: Watch) -> None:
         """Some or all of a unit's properties were read."""
-        self._publish(replace(self.cached(unit), **{**fields, **watch.told.get(unit, {})}))
+        before = self.cached(unit)
+        self._publish(_with_past(replace(before, **{**fields, **watch.told.get(unit, {})}), before))
 
     def listed(self, units: Mapping[str, tuple[str, str]], files: Mapping[str, str], watch: Watch) -> set[str]:
         """The manager listed its loaded units (load and active state by name), and unit files (state by path).
@@ -129,7 +131,7 @@ class Mirror:
         return not state.running and listed == (state.load_state, state.active_state)
 
     def _publish(self, state: UnitState) -> None:
-        exists = state.load_state != "not-found" or state.running
+        exists = state.load_state != "not-found" or state.active_state != "inactive"
         if not exists:
             state = UnitState(unit=state.unit)
         if state == self.cached(state.unit):
@@ -140,6 +142,14 @@ class Mirror:
             del self._states[state.unit]
         for listener in self._listeners:
             listener(state.unit, state)
+
+
+def _with_past(state: UnitState, before: UnitState) -> UnitState:
+    """A unit that was unloaded and loaded again has no run to tell of; what we saw of its last one stays."""
+    if state.invocation_id or not before.invocation_id:
+        return state
+    past = ("invocation_id", "state_change", "exec_main_code", "exec_main_status", "exec_main_start", "status_text")
+    return replace(state, **{field: getattr(before, field) for field in past})
 
 
 def _without_process(state: UnitState, path: str, file_state: str) -> UnitState:

@@ -78,11 +78,16 @@ class Peer:
         except TimeoutError:
             raise SystemdUnavailable("systemd's manager is not on the bus") from None
 
-    async def ask(self, what: str, member: str, signature: str = "", *body: Any) -> list[Any]:
-        """Call a method of the manager object; a refusal is UnitFailed, which says `what` was refused."""
+    async def ask(self, what: str, member: str, signature: str = "", *body: Any, tolerate: str = "") -> list[Any]:
+        """Call a method of the manager object; a refusal is UnitFailed, which says `what` was refused.
+
+        With the error that is tolerated the answer is empty.
+        """
         try:
             return await self.call(wire.MANAGER_PATH, wire.MANAGER, member, signature, *body)
         except BusError as e:
+            if e.name == tolerate:
+                return []
             raise UnitFailed(f"systemd refused to {what}: {e.message}") from e
 
     async def get(self, path: str, interface: str, name: str) -> Any:

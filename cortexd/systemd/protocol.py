@@ -137,7 +137,8 @@ class Systemd(Protocol):
     async def enable_unit(self, unit: str) -> None:
         """Enable the unit file (for boot), then reload. UnitFailed if it carries no install information."""
 
-    async def disable_unit(self, unit: str) -> None: ...
+    async def disable_unit(self, unit: str) -> None:
+        """Undo enable_unit, then reload; a unit without a file is no error."""
 
 
 class Logind(Protocol):

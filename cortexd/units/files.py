@@ -94,7 +94,10 @@ def write(path: Path, text: str, mode: int = 0o600) -> None:
 
 def remove(path: Path) -> None:
     """Delete a file of ours, if it is there. Raises OSError."""
-    path.unlink(missing_ok=True)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
     _sync_folder(path.parent)
 
 

@@ -1,4 +1,4 @@
-"""A model's unit: spec and launch plan in, text out. Pure.
+"""A model's unit: spec and launch plan in, text out. Pure, but for a look at where links and scripts lead.
 
 Why each line is there stands beside it; what systemd really makes of the directives in a user manager was measured on
 252 and 257 (docs/architecture.md, "What the sandbox does").
@@ -7,6 +7,7 @@ Why each line is there stands beside it; what systemd really makes of the direct
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ FOLDER_TEMPLATE = "cortexd-mkdir@.service"
 _TMP = (Path("/tmp"), Path("/var/tmp"))
 _START_GRACE = 30  # seconds that the waiter has after its own deadline to say why
 _MAX_UNIT_NAME = 255
+_MAX_LINKS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,9 @@ def render_folder_template(tools: Tools) -> str:
     """The text of FOLDER_TEMPLATE, without the marker line."""
     return f"""[Unit]
 Description=Folder %f for a model
-Documentation=man:cortexctl(1)
+Documentation=https://github.com/cortexlinux/cortex
+# Models that share a folder run this one after the other; systemd would refuse the sixth within ten seconds.
+StartLimitIntervalSec=0
 
 [Service]
 Type=oneshot
@@ -85,7 +89,7 @@ def _written_folders(spec: ModelSpec, plan: LaunchPlan) -> list[str]:
 
 def _unit_section(spec: ModelSpec, plan: LaunchPlan) -> Iterator[str]:
     yield f"Description=Cortex Model: {spec.name}"
-    yield "Documentation=man:cortexctl(1) https://github.com/cortexlinux/cortex"
+    yield "Documentation=https://github.com/cortexlinux/cortex"
     # Enabled, it is wanted by default.target, which would wait for a slow model without this line.
     yield "After=default.target"
     for folder in _written_folders(spec, plan):
@@ -111,8 +115,8 @@ def _service(spec: ModelSpec, plan: LaunchPlan, tools: Tools) -> Iterator[str]:
     yield f"KillSignal={plan.kill_signal}"
     yield "KillMode=mixed"  # SIGKILL for the whole group after it: workers left behind would keep the GPU
     yield f"TimeoutStopSec={plan.stop_seconds}"
-    if plan.success_exit_status:
-        yield "SuccessExitStatus=" + " ".join(plan.success_exit_status)
+    # The signals are for the waiter: one that is stopped before it can catch them would leave the unit failed.
+    yield "SuccessExitStatus=" + " ".join(("SIGTERM", "SIGINT", *plan.success_exit_status))
     yield f"Restart={spec.restart.restart}"
     yield f"RestartSec={quoting.seconds(spec.restart.restart_seconds)}"
     yield "OOMPolicy=kill"  # a worker killed for memory leaves a server that answers and cannot serve
@@ -159,8 +163,11 @@ def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> I
     yield f"ProtectKernelTunables={quoting.boolean(hardening.protect_kernel_tunables)}"
     yield f"ProtectKernelModules={quoting.boolean(hardening.protect_kernel_modules)}"
     yield f"ProtectControlGroups={quoting.boolean(hardening.protect_control_groups)}"
+    covered = _covered(spec, scope)
     for folder in _written_folders(spec, plan):
-        yield f"ReadWritePaths={quoting.path(folder)}"
+        # What another file system lies over has to be brought back.
+        directive = "BindPaths" if _lies_in(Path(folder), covered) else "ReadWritePaths"
+        yield f"{directive}={quoting.path(folder)}"
     # The user's bus and manager would start anything outside this sandbox; sd_notify(3) still works.
     yield "TemporaryFileSystem=%t:ro"
     yield "BindReadOnlyPaths=%t/systemd/notify"
@@ -169,24 +176,62 @@ def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> I
         yield f"BindReadOnlyPaths={quoting.path(hidden)}"
 
 
-def _hidden(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> list[str]:
-    """What the server and the waiter need and the sandbox would hide: in /tmp, or in a home that is replaced by an empty one."""
+def _covered(spec: ModelSpec, scope: Scope) -> list[Path]:
+    """The folders in whose place the server sees an empty one."""
     covered = list(_TMP) if spec.hardening.private_tmp else []
     if spec.hardening.protect_home in ("tmpfs", "true"):
         covered += [scope.home, Path("/home"), Path("/root")]
-    wanted = [*_program_folders(Path(plan.argv[0])), *plan.reads]
+    return covered
+
+
+def _lies_in(path: Path, folders: list[Path]) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
+
+
+def _hidden(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> list[str]:
+    """What the server and the waiter need and the sandbox would hide: in /tmp, or in a home that is replaced by an empty one."""
+    covered = _covered(spec, scope)
+    wanted = [*_program_folders(Path(plan.argv[0]), scope), *(step for path in plan.reads for step in _steps(path))]
     if spec.health.endpoint:
-        wanted += [*_program_folders(Path(tools.python)), Path(tools.waiter)]
-    paths = [p for p in wanted if any(p.is_relative_to(c) for c in covered)]
+        wanted += [*_program_folders(Path(tools.python), scope), Path(tools.waiter)]
+    paths = [path for path in wanted if _lies_in(path, covered)]
+    if spec.hardening.protect_home == "true":
+        # systemd puts a folder there in which nothing can be mounted (measured on 252).
+        for path in [*paths, *map(Path, _written_folders(spec, plan))]:
+            if _lies_in(path, covered) and not _lies_in(path, list(_TMP)):
+                raise InvalidConfig(f"ProtectHome='true': hides {path}, which the model needs; use tmpfs, or move it")
     return list(dict.fromkeys(map(str, paths)))
 
 
-def _program_folders(executable: Path) -> list[Path]:
-    """The folder that a program needs to run: a prefix with bin/ and lib/, or the folder where it lies, links followed."""
+def _program_folders(executable: Path, scope: Scope) -> list[Path]:
+    """The folder that a program needs to run: a prefix with bin/ and lib/, or the folder where it lies; of its links and
+    of a script's interpreter, too."""
     found = []
-    for path in (executable, executable.resolve()):
+    interpreter = _interpreter(executable)
+    for path in (*_steps(executable), *(_steps(interpreter) if interpreter else ())):
         folder = path.parent.parent if path.parent.name == "bin" else path.parent
         # Never bind all of /tmp or a home because a program lies right in it.
-        shared = folder in _TMP or folder == Path("/") or folder.parent in (Path("/home"), Path("/"))
+        shared = folder in _TMP or scope.home.is_relative_to(folder) or folder.parent in (Path("/home"), Path("/"))
         found.append(path if shared else folder)
     return found
+
+
+def _steps(path: Path) -> list[Path]:
+    """The path, what it links to, and where that lies in the end."""
+    steps = [path]
+    while len(steps) < _MAX_LINKS and os.path.islink(steps[-1]):
+        steps.append(Path(os.path.normpath(steps[-1].parent / os.readlink(steps[-1]))))
+    return [*steps, path.resolve()]
+
+
+def _interpreter(script: Path) -> Path | None:
+    """What runs an executable that begins with #! (execve(2))."""
+    try:
+        if not script.is_file():
+            return None
+        with script.open("rb") as file:
+            line = file.readline(256)
+    except OSError:
+        return None
+    words = line.removeprefix(b"#!").split() if line.startswith(b"#!") else []
+    return Path(os.fsdecode(words[0])) if words and words[0].startswith(b"/") else None

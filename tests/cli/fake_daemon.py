@@ -30,7 +30,6 @@ from cortexd.names import (
     JOB_PREFIX,
     MANAGER_INTERFACE,
     MODEL_INTERFACE,
-    MODEL_PREFIX,
     ROOT_PATH,
     model_path,
     unit_name,

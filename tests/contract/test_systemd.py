@@ -6,10 +6,10 @@ import asyncio
 import signal
 
 import pytest
-from support.systemd_worlds import World, done
 
 from cortexd.errors import JobTimeout, SystemdUnavailable, UnitFailed
 from cortexd.systemd.protocol import UnitState, UnitUsage
+from tests.support.systemd_worlds import World, done
 
 
 async def test_version_is_told(world: World) -> None:
@@ -81,12 +81,35 @@ class TestUnits:
         assert await done(await world.systemd.stop_unit(unit)) == "done"
         assert not world.systemd.cached(unit).running
 
+    async def test_removed_file_of_a_failed_unit_leaves_it_failed_until_reset(self, world: World) -> None:
+        unit = await world.started()
+        await world.crash(unit)
+        await world.until(unit, lambda state: state.active_state == "failed")
+        (world.folder / unit).unlink()
+        await world.systemd.reload()
+        state = world.systemd.cached(unit)
+        assert (state.load_state, state.active_state, state.result) == ("not-found", "failed", "signal")
+        assert unit in world.systemd.known_units()
+        await world.systemd.reset_failed(unit)
+        await world.until(unit, lambda state: state.active_state == "inactive")
+        assert unit not in world.systemd.known_units()
+
     async def test_enable_and_disable(self, world: World) -> None:
         unit = await world.add()
         await world.systemd.enable_unit(unit)
         assert world.systemd.cached(unit).unit_file_state == "enabled"
         assert (await world.systemd.refresh(unit)).unit_file_state == "enabled"
         await world.systemd.disable_unit(unit)
+        assert world.systemd.cached(unit).unit_file_state == "disabled"
+
+    async def test_disable_of_what_has_no_file_is_no_error(self, world: World) -> None:
+        unit = await world.add()
+        await world.systemd.enable_unit(unit)
+        (world.folder / unit).unlink()
+        await world.systemd.disable_unit(unit)
+        await world.systemd.disable_unit("cortex-nobody.service")
+        world.write(unit)
+        await world.systemd.reload()
         assert world.systemd.cached(unit).unit_file_state == "disabled"
 
     async def test_unit_without_install_section_cannot_be_enabled(self, world: World) -> None:
@@ -216,6 +239,8 @@ class TestStop:
         run = world.systemd.cached(unit).invocation_id
         await done(await world.systemd.stop_unit(unit))
         await world.systemd.reload()
+        await world.systemd.refresh(unit)
+        await done(await world.systemd.stop_unit(unit))
         state = world.systemd.cached(unit)
         assert (state.invocation_id, state.exec_main_code, state.exec_main_status) == (run, 2, signal.SIGTERM)
         assert state.state_change > 0

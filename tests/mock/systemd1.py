@@ -11,7 +11,7 @@ SCRIPT_IFACE: Behave, Finish, Crash, Refuse.
 """
 
 import json
-import os
+from pathlib import Path
 
 import dbus.service
 from dbusmock import mockobject
@@ -43,7 +43,7 @@ START_OF_TIME = 1_700_000_000_000_000
 
 
 def load(mock, parameters):
-    mock.folder = str(parameters["folder"])
+    mock.folder = Path(str(parameters["folder"]))
     mock.numbers = iter(range(1, 1_000_000))
     mock.subscribers = set()
     mock.units = {}
@@ -117,16 +117,12 @@ class Unit:
                 )
 
     def read_file(self):
-        path = os.path.join(self.mock.folder, self.name)
-        drop_ins = f"{path}.d"
+        path = self.mock.folder / self.name
         self.text = text(path)
         self.object.props[UNIT_IFACE].update(
             LoadState="loaded" if "\nExecStart=" in self.text else "bad-setting" if self.text else "not-found",
-            FragmentPath=path if self.text else "",
-            DropInPaths=dbus.Array(
-                sorted(os.path.join(drop_ins, f) for f in os.listdir(drop_ins)) if os.path.isdir(drop_ins) else [],
-                signature="s",
-            ),
+            FragmentPath=str(path) if self.text else "",
+            DropInPaths=dbus.Array(sorted(map(str, self.mock.folder.glob(f"{self.name}.d/*"))), signature="s"),
             UnitFileState=self.file_state(),
             NeedDaemonReload=False,
         )
@@ -141,7 +137,7 @@ class Unit:
             self.read_file()
             self.loaded = True
             emit(self.mock, "UnitNew", "so", self.name, self.path)
-        elif text(os.path.join(self.mock.folder, self.name)) != self.text:
+        elif text(self.mock.folder / self.name) != self.text:
             self.object.props[UNIT_IFACE]["NeedDaemonReload"] = True
 
     def unload(self):
@@ -191,8 +187,7 @@ class Unit:
 
 def text(path):
     try:
-        with open(path) as file:
-            return file.read()
+        return path.read_text()
     except FileNotFoundError:
         return ""
 
@@ -378,12 +373,12 @@ def ListUnitsByPatterns(self, states, patterns):
 
 @dbus.service.method(MAIN_IFACE, in_signature="asas", out_signature="a(ss)")
 def ListUnitFilesByPatterns(self, states, patterns):
-    names = [name for name in sorted(os.listdir(self.folder)) if name.endswith(".service")]
+    names = sorted(path.name for path in self.folder.glob("*.service"))
     for name in names:
         known = unit(self, name, load=False)
         if not known.loaded:
             known.read_file()
-    rows = [(os.path.join(self.folder, name), unit(self, name, load=False).file_state()) for name in names]
+    rows = [(str(self.folder / name), unit(self, name, load=False).file_state()) for name in names]
     return dbus.Array(rows, signature="(ss)")
 
 
@@ -403,17 +398,20 @@ def ResetFailedUnit(self, name):
 @dbus.service.method(MAIN_IFACE, in_signature="asbb", out_signature="ba(sss)")
 def EnableUnitFiles(self, files, runtime, force):
     for name in files:
-        if not text(os.path.join(self.folder, name)):
+        if not text(self.folder / name):
             raise failure("NoSuchUnit", f"Unit file {name} does not exist.")
-        unit(self, name, load=False).enabled = "[Install]" in text(os.path.join(self.folder, name))
+        unit(self, name, load=False).enabled = "[Install]" in text(self.folder / name)
     emit(self, "UnitFilesChanged", "")
     return all(unit(self, name, load=False).enabled for name in files), dbus.Array([], signature="(sss)")
 
 
 @dbus.service.method(MAIN_IFACE, in_signature="asb", out_signature="a(sss)")
 def DisableUnitFiles(self, files, runtime):
+    there = [unit(self, name, load=False).enabled or text(self.folder / name) for name in files]
     for name in files:
         unit(self, name, load=False).enabled = False
+    if not all(there):
+        raise failure("NoSuchUnit", f"Unit file {files[0]} does not exist.")
     emit(self, "UnitFilesChanged", "")
     return dbus.Array([], signature="(sss)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,6 @@ class Cortex:
 
     def run(self, *arguments: str, check: bool = True, path: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command and return what it printed; a status other than 0 fails the test unless `check` is false."""
-        import os
-
         environment = dict(os.environ)
         if path is not None:
             environment["PATH"] = path

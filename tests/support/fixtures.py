@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -83,10 +84,9 @@ class Daemon:
             self.kill(signal.SIGTERM)
 
 
-@pytest.fixture
-def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    """cortexd, running; every model is gone afterwards, and its log is shown when the test fails."""
-    daemon = Daemon(tmp_path / "cortexd.log")
+@contextmanager
+def _running(log: Path) -> Iterator[Daemon]:
+    daemon = Daemon(log)
     daemon.start()
     yield daemon
     if daemon.process is None or daemon.process.poll() is not None:
@@ -99,6 +99,20 @@ def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
 
 
 @pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """cortexd, running; every model is gone afterwards, and its log is shown when the test fails."""
+    with _running(tmp_path / "cortexd.log") as daemon:
+        yield daemon
+
+
+@pytest.fixture
 def cortex(daemon: Daemon) -> Cortex:
     """The command line, talking to the real daemon."""
     return Cortex()
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """The same for all tests of a module, which keep to models of their own."""
+    with _running(tmp_path_factory.mktemp("daemon") / "cortexd.log") as daemon:
+        yield daemon

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ from cortexd.bus import Bus, BusError
 from cortexd.systemd.client import SystemdClient
 from cortexd.systemd.fake import FakeSystemd
 from cortexd.systemd.protocol import Systemd, SystemdJob, UnitState
+from cortexd.systemd.wire import DESTINATION, MANAGER, MANAGER_PATH
 
 DEADLINE = 10.0
 MOCK_TEMPLATE = Path(__file__).parents[1] / "mock" / "systemd1.py"
@@ -112,7 +114,18 @@ _SCRIPTS: dict[Recipe, dict[str, Any]] = {
 }
 
 
-class FakeWorld(World):
+class ScriptedWorld(World):
+    """One in which it can be chosen when JobRemoved comes."""
+
+    @abstractmethod
+    async def script(self, unit: str, **behaviour: Any) -> None:
+        """Say what a unit does; see fake_units.Behaviour."""
+
+    async def behave(self, unit: str, recipe: Recipe) -> None:
+        await self.script(unit, **_SCRIPTS[recipe])
+
+
+class FakeWorld(ScriptedWorld):
     """FakeSystemd."""
 
     @classmethod
@@ -122,8 +135,8 @@ class FakeWorld(World):
         await self.fake.start()
         return self
 
-    async def behave(self, unit: str, recipe: Recipe) -> None:
-        self.fake.behave(unit, **_SCRIPTS[recipe])
+    async def script(self, unit: str, **behaviour: Any) -> None:
+        self.fake.behave(unit, **behaviour)
 
     async def finish(self, unit: str) -> None:
         self.fake.finish(unit)
@@ -144,116 +157,87 @@ class BusWorld(World):
         self.systemd = self.client = SystemdClient(self.bus)
         await self.client.start()
 
+    async def manager(
+        self, member: str, signature: str = "", *body: Any, interface: str = MANAGER, bus: Bus | None = None
+    ) -> list[Any]:
+        """Ask the manager as any other program would."""
+        return await (bus or self.bus).call(DESTINATION, MANAGER_PATH, interface, member, signature, body)
+
     async def close(self) -> None:
         await super().close()
         self.bus.close()
 
 
-class MockWorld(BusWorld):
+class MockWorld(BusWorld, ScriptedWorld):
     """SystemdClient on python-dbusmock, on a message bus of its own."""
 
-    processes: list[asyncio.subprocess.Process]
-
     @classmethod
-    async def create(cls, folder: Path) -> MockWorld:
+    async def create(cls, folder: Path, address: str) -> MockWorld:
         self = cls(folder / "units")
-        self.processes = []
+        self.address = address
         self.log = folder / "mock.log"
-        try:
-            daemon = await self._run(
-                "dbus-daemon",
-                "--session",
-                "--nofork",
-                "--print-address",
-                f"--address=unix:dir={folder}",
-                stdout=subprocess.PIPE,
-            )
-            assert daemon.stdout
-            address = (await asyncio.wait_for(daemon.stdout.readline(), DEADLINE)).decode().strip()
-            await self._run_mock(address)
-            await self.connect(address)
-        except BaseException:
-            await self._end_processes()
-            raise
+        await self.run_manager()
+        await self.connect(address)
         return self
 
-    async def _run(self, *argv: str, **options: Any) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(*argv, **options)
-        self.processes.append(process)
-        return process
-
-    async def _run_mock(self, address: str) -> None:
+    async def run_manager(self) -> None:
+        """Run the mock, and wait until it answers."""
         appeared = asyncio.Event()
-        bus = await Bus.connect(address)
-        try:
-            await bus.subscribe(
-                "type='signal',interface='org.freedesktop.DBus',member='NameOwnerChanged',arg0='org.freedesktop.systemd1'",
-                lambda _: appeared.set(),
-            )
-            with self.log.open("wb") as log:
-                await self._run(
-                    *(mock_python(), "-m", "dbusmock", "--session", "--template", str(MOCK_TEMPLATE)),
-                    *("--parameters", json.dumps({"folder": str(self.folder)})),
-                    env={"DBUS_SESSION_BUS_ADDRESS": address, "PATH": os.environ["PATH"]},
-                    stdout=log,
-                    stderr=log,
-                )
-            async with asyncio.timeout(DEADLINE):
-                await appeared.wait()
-            # The name is owned a moment before the template's methods are there.
-            async with asyncio.timeout(DEADLINE):
-                while True:
-                    with contextlib.suppress(BusError):
-                        await self._manager(bus, "ListJobs", "")
-                        return
-        finally:
-            bus.close()
-
-    @staticmethod
-    async def _manager(bus: Bus, member: str, signature: str, *body: Any, interface: str = "") -> list[Any]:
-        interface = interface or "org.freedesktop.systemd1.Manager"
-        return await bus.call(
-            "org.freedesktop.systemd1", "/org/freedesktop/systemd1", interface, member, signature, body
+        bus = await Bus.connect(self.address)
+        await bus.subscribe(
+            "type='signal',interface='org.freedesktop.DBus',member='NameOwnerChanged',arg0='org.freedesktop.systemd1'",
+            lambda _: appeared.set(),
         )
-
-    async def script(self, member: str, signature: str, *body: Any) -> None:
-        """Call one of the template's own methods."""
-        await self._manager(self.bus, member, signature, *body, interface=SCRIPT)
-
-    async def behaves(self, unit: str, **behaviour: Any) -> None:
-        """Script a unit; see the template's Behave."""
-        await self.script("Behave", "ss", unit, json.dumps(behaviour))
-
-    async def calls(self, member: str) -> int:
-        """How often a method was called."""
-        (calls,) = await self._manager(self.bus, "GetMethodCalls", "s", member, interface="org.freedesktop.DBus.Mock")
-        return len(calls)
-
-    async def behave(self, unit: str, recipe: Recipe) -> None:
-        await self.behaves(unit, **_SCRIPTS[recipe])
-
-    async def finish(self, unit: str) -> None:
-        await self.script("Finish", "ss", unit, "done")
-
-    async def crash(self, unit: str) -> None:
-        await self.script("Crash", "sii", unit, 2, signal.SIGKILL)
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *(mock_python(), "-m", "dbusmock", "--session", "--template", str(MOCK_TEMPLATE)),
+                *("--parameters", json.dumps({"folder": str(self.folder)})),
+                env={"DBUS_SESSION_BUS_ADDRESS": self.address, "PATH": os.environ["PATH"]},
+                stdout=log,
+                stderr=log,
+            )
+        async with asyncio.timeout(DEADLINE):
+            await appeared.wait()
+            answers = False
+            while not answers:  # the name is owned a moment before the template's methods are there
+                with contextlib.suppress(BusError):
+                    await self.manager("ListJobs", bus=bus)
+                    answers = True
+        bus.close()
 
     async def kill_manager(self) -> None:
         """End the mock's process, and the name's owner with it."""
-        self.processes[1].kill()
-        await self.processes[1].wait()
+        self.process.kill()
+        await self.process.wait()
+
+    async def script(self, unit: str, **behaviour: Any) -> None:
+        await self._script("Behave", "ss", unit, json.dumps(behaviour))
+
+    async def refuse(self, member: str, error: str, message: str = "no", times: int = 1) -> None:
+        """Have the next calls of a method answered with an error."""
+        await self._script("Refuse", "sssi", member, error, message, times)
+
+    async def _script(self, member: str, signature: str, *body: Any) -> None:
+        await self.manager(member, signature, *body, interface=SCRIPT)
+
+    async def calls(self, member: str) -> int:
+        """How often a method was called."""
+        (calls,) = await self.manager("GetMethodCalls", "s", member, interface="org.freedesktop.DBus.Mock")
+        return len(calls)
+
+    async def finish(self, unit: str) -> None:
+        await self._script("Finish", "ss", unit, "done")
+
+    async def crash(self, unit: str) -> None:
+        await self._script("Crash", "sii", unit, 2, signal.SIGKILL)
 
     async def close(self) -> None:
         await super().close()
-        await self._end_processes()
-
-    async def _end_processes(self) -> None:
-        for process in reversed(self.processes):
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        if self.process.returncode is None:
+            await self.kill_manager()
 
 
+@functools.cache
 def mock_python() -> str:
     """An interpreter that can run python-dbusmock: this one, else the system's (Debian: python3-dbusmock)."""
     for python in (sys.executable, "/usr/bin/python3"):
@@ -298,12 +282,15 @@ class RealWorld(BusWorld):
         os.kill(self.systemd.cached(unit).main_pid, signal.SIGKILL)
 
     async def close(self) -> None:
+        await super().close()
+        await self.connect(self.address)  # a test may have ended the first one
         for unit in self.units:
             if self.systemd.cached(unit).running:
                 await self.systemd.kill_unit(unit, "all", signal.SIGKILL)
                 await done(await self.systemd.stop_unit(unit))
-            await self.systemd.disable_unit(unit)
             await self.systemd.reset_failed(unit)
+            if self.systemd.cached(unit).unit_file_state == "enabled":
+                await self.systemd.disable_unit(unit)
             (self.folder / unit).unlink(missing_ok=True)
             shutil.rmtree(self.folder / f"{unit}.d", ignore_errors=True)
         await self.systemd.reload()

@@ -1,0 +1,88 @@
+"""Lingering, asked of a logind that answers as the real one does (org.freedesktop.login1(5))."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cortexd.bus import Bus, Call, Variant
+from cortexd.errors import UnitFailed
+from cortexd.systemd.logind import LogindClient
+
+
+class FakeLogind:
+    """The two objects that are asked for."""
+
+    def __init__(self) -> None:
+        self.lingers = False
+        self.tracked = True
+        self.refusal = ""
+        self.asked: list[object] = []
+
+    def answer(self, call: Call) -> bool:
+        uid = os.getuid()
+        if call.member == "GetUser" and not self.tracked:
+            call.error("org.freedesktop.login1.NoSuchUser", f"User ID {uid} is not logged in or lingering")
+        elif call.member == "GetUser" and call.body == [uid]:
+            call.reply("o", [f"/org/freedesktop/login1/user/_{uid}"])
+        elif call.member == "Get" and call.path.endswith(f"/_{uid}"):
+            assert call.body == ["org.freedesktop.login1.User", "Linger"]
+            call.reply("v", [Variant("b", self.lingers)])
+        elif call.member == "SetUserLinger" and self.refusal:
+            call.error("org.freedesktop.DBus.Error.InteractiveAuthorizationRequired", self.refusal)
+        elif call.member == "SetUserLinger":
+            self.asked.append(call.body)
+            self.lingers = call.body[1]
+            call.reply()
+        else:
+            return False
+        return True
+
+
+@pytest.fixture
+async def logind(private_bus: str) -> AsyncIterator[FakeLogind]:
+    bus = await Bus.connect(private_bus)
+    logind = FakeLogind()
+    bus.serve(logind.answer)
+    assert await bus.request_name("org.freedesktop.login1")
+    yield logind
+    bus.close()
+
+
+async def test_linger_is_asked_for_and_set(logind: FakeLogind, private_bus: str) -> None:
+    client = LogindClient(private_bus)
+    assert await client.linger() is False
+    await client.set_linger(True)
+    assert logind.asked == [[os.getuid(), True, False]]
+    assert await client.linger() is True
+    await client.set_linger(False)
+    assert await client.linger() is False
+
+
+async def test_user_that_logind_does_not_track_does_not_linger(logind: FakeLogind, private_bus: str) -> None:
+    logind.tracked = False
+    assert await LogindClient(private_bus).linger() is False
+
+
+async def test_refusal_names_the_remedy(logind: FakeLogind, private_bus: str) -> None:
+    logind.refusal = "Interactive authentication required."
+    user = pwd.getpwuid(os.getuid()).pw_name
+    with pytest.raises(UnitFailed, match=f"authentication required.*loginctl enable-linger {user}"):
+        await LogindClient(private_bus).set_linger(True)
+
+
+async def test_no_logind_on_the_bus(private_bus: str) -> None:
+    client = LogindClient(private_bus)
+    assert await client.linger() is None
+    with pytest.raises(UnitFailed, match="loginctl disable-linger"):
+        await client.set_linger(False)
+
+
+async def test_no_system_bus() -> None:
+    client = LogindClient("unix:path=/nonexistent/bus")
+    assert await client.linger() is None
+    with pytest.raises(UnitFailed, match="loginctl enable-linger"):
+        await client.set_linger(True)
