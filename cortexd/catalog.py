@@ -243,7 +243,8 @@ class Catalog:
         old = model.definition
         explicit = await asyncio.to_thread(fill_in, parsed, old.explicit, caller, others)
         new = await asyncio.to_thread(self._define, model.name, explicit)
-        await asyncio.to_thread(files.check_writable, self._path(model))
+        if new.text != old.text:
+            await asyncio.to_thread(files.check_writable, self._path(model))
         shown = {name: str(value) for name, value in raw.items()}
         message = "changed " + ", ".join(f"{name}={value}" for name, value in shown.items())
         event = Event(model=model.name, kind="set", message=message[:1000], actor=caller.actor, details=shown)

@@ -58,9 +58,12 @@ class Lifecycle:
             await self.record(model, "start", "start asked for", caller)
             if enable:
                 await self._systemd.enable_unit(model.unit)
-            if not unit.running:
+            if unit.active_state != "active":
                 await self._systemd.reset_failed(model.unit)  # a person's start is no part of a crash loop
-            queued = await self._systemd.start_unit(model.unit)
+            if unit.sub_state.startswith("auto-restart"):
+                queued = await self._systemd.restart_unit(model.unit)  # at once; a start would wait out RestartSec on 252
+            else:
+                queued = await self._systemd.start_unit(model.unit)
             await self._systemd.refresh(model.unit)
         return self._spawn_start("start", model, queued)
 

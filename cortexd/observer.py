@@ -18,6 +18,7 @@ from cortexd.health.probe import Prober
 from cortexd.names import model_name
 from cortexd.runs import transitions
 from cortexd.scope import Scope
+from cortexd.states import describe_end
 from cortexd.store import EventQuery, Store
 from cortexd.systemd.protocol import Systemd, UnitState
 from cortexd.units.files import FileState
@@ -58,6 +59,8 @@ class Observer:
             self._seen[model.name] = unit
             if unit.running:
                 await self._adopt(model, unit)
+            elif unit.active_state == "failed":
+                await self._finish_stop(model, unit)
             self.watch(model)
         self._systemd.listen(self._on_unit)
 
@@ -98,6 +101,13 @@ class Observer:
             self._events.put_nowait(
                 Event(model=model.name, kind="run", message=message, invocation_id=unit.invocation_id)
             )
+
+    async def _finish_stop(self, model: Model, unit: UnitState) -> None:
+        """A stop that was asked for ends stopped, also when cortexd did not live to see that it took SIGKILL."""
+        asked = await self._store.events(EventQuery(models=[model.name], kinds=["stop"], limit=1))
+        if asked and asked[-1].invocation_id == unit.invocation_id != "":
+            self._tell(model, "stop-unclean", f"the stop asked for ended with: {describe_end(unit)}", Priority.WARNING)
+            await self._systemd.reset_failed(model.unit)
 
     def added(self, model: Model) -> None:
         """A model was registered."""

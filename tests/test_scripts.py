@@ -167,6 +167,10 @@ class TestPrivateSystemd:
         environment = {**os.environ, "EXTRA_BINDS": str(tmp_path / "file")}
         assert inside(private, f"cat {tmp_path}/file", env=environment) == "visible"
 
+    def test_network_is_its_own(self, private: str) -> None:
+        assert inside(private, "cut -d: -f1 /proc/net/dev | tail -n +3").split() == ["lo"]
+        assert inside(private, "ip -brief address show lo").split()[2] == "127.0.0.1/8"
+
     def test_one_inside_another(self, private: str) -> None:
         """The inner one is an ordinary user's, whoever runs the tests."""
         assert inside(private, f"{PRIVATE} systemctl --user is-system-running") == "running\n"
@@ -177,7 +181,7 @@ class TestPrivateSystemd:
         done = run("bash", PRIVATE, "true", env={"PATH": str(tmp_path)})
         assert done.returncode == 77
         assert done.stderr == (
-            "private-systemd: unshare is missing: install systemd and util-linux (as root: make deps)\n"
+            "private-systemd: unshare is missing: install systemd, util-linux and iproute2 (as root: make deps)\n"
         )
 
 

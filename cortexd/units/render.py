@@ -6,6 +6,7 @@ Why each line is there stands beside it; what systemd really makes of the direct
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 from collections.abc import Iterator
@@ -219,8 +220,9 @@ def _program_folders(executable: Path, scope: Scope) -> list[Path]:
 def _steps(path: Path) -> list[Path]:
     """The path, what it links to, and where that lies in the end."""
     steps = [path]
-    while len(steps) < _MAX_LINKS and os.path.islink(steps[-1]):
-        steps.append(Path(os.path.normpath(steps[-1].parent / os.readlink(steps[-1]))))
+    with contextlib.suppress(OSError):  # the last one is no link
+        while len(steps) < _MAX_LINKS:
+            steps.append(Path(os.path.normpath(steps[-1].parent / steps[-1].readlink())))
     return [*steps, path.resolve()]
 
 
