@@ -34,6 +34,9 @@ lint: venv ## ruff and mypy; shellcheck where it is installed
 test: deps venv lint ## lint and every test but the whole machines; ARGS="-k name" goes to pytest
 	@$(BIN)/pytest $(ARGS)
 
+test-private: deps venv ## the private systemd from outside (`make test` runs in it, where root is a user)
+	@CORTEX_LAB=1 $(BIN)/pytest -p no:cacheprovider tests/test_scripts.py -k TestPrivateSystemd
+
 test-machine: venv ## boots a whole Debian and tests cortexd as a user has it there; ARGS="bookworm trixie"
 	@tests/machine/run $(ARGS)
 
@@ -58,4 +61,4 @@ clean: ## everything that the other targets made in this folder
 	@rm -rf .venv .demo build .coverage .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help deps venv lint test test-machine demo install uninstall man completion clean
+.PHONY: help deps venv lint test test-private test-machine demo install uninstall man completion clean

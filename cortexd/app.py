@@ -26,7 +26,7 @@ from cortexd.systemd.client import SystemdClient
 from cortexd.systemd.logind import LogindClient
 from cortexd.version import VERSION
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("cortexd.app")  # also where it is run as __main__
 
 
 async def run(scope: Scope) -> int:
@@ -104,10 +104,10 @@ def main() -> None:
     args = parser.parse_args()
     logs.set_up(to_journal="JOURNAL_STREAM" in os.environ)
     if args.debug:
-        logging.getLogger("cortexd").setLevel(logging.DEBUG)
+        logs.LOGGER.setLevel(logging.DEBUG)
     try:
         status = asyncio.run(run(user_scope(os.environ)))
-    except (CortexError, BusGone, BusError, BusTimeout) as e:
+    except (CortexError, BusGone, BusError, BusTimeout, OSError) as e:
         log.error("%s", e)
         status = 1
     sys.exit(status)

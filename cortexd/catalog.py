@@ -7,7 +7,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,6 +113,14 @@ class Catalog:
             raise NoSuchModel(name)
         return self.models[name]
 
+    @asynccontextmanager
+    async def locked(self, model: Model) -> AsyncIterator[None]:
+        """Have a model for one use-case alone; NoSuchModel where it was unregistered while we waited for it."""
+        async with model.lock:
+            if self.models.get(model.name) is not model:
+                raise NoSuchModel(model.name)
+            yield
+
     def _path(self, model: Model) -> Path:
         return self._scope.unit_folder / model.unit
 
@@ -139,9 +148,11 @@ class Catalog:
         """Read the database, write unit files that are missing or outdated, and report what belongs to no model."""
         for row in await self._store.models():
             try:
+                if row.settings is None:
+                    raise InvalidConfig("its settings are no JSON object")
                 settings = {k: v for k, v in parse_settings(row.settings).items() if v is not None}
                 model = Model(check_name(row.name), self._define(row.name, settings, check=False))
-            except CortexError as e:
+            except (CortexError, ValueError) as e:
                 self.warnings.append(f"model {row.name!r} in the database cannot be read and is left alone: {e}")
                 continue
             self.models[model.name] = model
@@ -217,9 +228,10 @@ class Catalog:
             try:
                 await self.ensure_unit(model)
             except BaseException as e:
+                with suppress(OSError):
+                    await asyncio.to_thread(files.remove, self._path(model))
                 undone = Event(model=name, kind="register-failed", message=str(e) or "interrupted", actor=caller.actor)
                 await self._store.delete_model(name, undone)
-                await asyncio.to_thread(files.remove, self._path(model))
                 raise
             self.models[name] = model
             self._refresh_warnings()
@@ -254,13 +266,16 @@ class Catalog:
             await self.ensure_unit(model)
         except BaseException as e:
             model.definition = old
+            with suppress(OSError):
+                await asyncio.to_thread(self._sync_file, model)
             undone = Event(model=model.name, kind="set-failed", message=str(e) or "interrupted", actor=caller.actor)
             await self._store.save_model(model.name, old.explicit, undone)
             raise
         return new.text != old.text
 
     async def remove(self, model: Model, actor: str) -> None:
-        """Forget a stopped model and delete its unit file; a file that was edited by hand is kept, and named."""
+        """Forget a stopped model and delete its unit file; a file that was edited by hand is kept, and named. systemd is
+        the caller's to tell: all of this is true even if it does not answer."""
         kept = ""
         if await asyncio.to_thread(files.inspect, self._path(model)) in (FileState.CURRENT, FileState.OUTDATED):
             try:
@@ -272,7 +287,11 @@ class Catalog:
         elif self._path(model).exists():
             kept = f"; {self._path(model)} was not as cortexd wrote it, and is kept"
         event = Event(model=model.name, kind="unregistered", message="unregistered" + kept, actor=actor)
-        await self._store.delete_model(model.name, event)
+        try:
+            await self._store.delete_model(model.name, event)
+        except BaseException:
+            with suppress(OSError):
+                await asyncio.to_thread(self._sync_file, model)
+            raise
         del self.models[model.name]
-        await self._systemd.reload()
         self._refresh_warnings()

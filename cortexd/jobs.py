@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from cortexd.errors import Busy, CortexError, JobCanceled, JobFailed, JobTimeout, NoSuchJob, ShuttingDown
+from cortexd.registration import Caller
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +18,12 @@ KEEP_SECONDS = 60.0
 """How long an ended job can still be asked."""
 
 MAX_RUNNING = 4096
+
+
+Cancel = Callable[[Caller], Awaitable[object]]
+"""Asks for the end of what a job does."""
+
+Work = Callable[["Job"], Coroutine[Any, Any, object]]
 
 
 class JobState(StrEnum):
@@ -32,7 +39,7 @@ class JobState(StrEnum):
 class Job:
     """One job. `warnings` holds what went well only in part."""
 
-    def __init__(self, job_id: int, kind: str, model: str, cancel: Callable[[], Awaitable[None]] | None) -> None:
+    def __init__(self, job_id: int, kind: str, model: str, cancel: Cancel | None) -> None:
         self.id, self.kind, self.model = job_id, kind, model
         self.state = JobState.RUNNING
         self.error: CortexError | None = None
@@ -53,13 +60,13 @@ class Job:
             raise type(self.error)(str(self.error)) from self.error
         return self.warnings
 
-    async def cancel(self) -> None:
-        """Ask for the end; Busy where this kind of job cannot be cancelled."""
+    async def cancel(self, caller: Caller) -> None:
+        """Ask for the end in a caller's name; Busy where this kind of job cannot be cancelled."""
         if self._ended.is_set():
             return
         if self._cancel is None:
             raise Busy(f"a {self.kind} cannot be cancelled; wait for its end")
-        await self._cancel()
+        await self._cancel(caller)
 
     def end(self, state: JobState, error: CortexError | None = None) -> None:
         """Record the end, once."""
@@ -83,8 +90,8 @@ class JobTable:
         self,
         kind: str,
         model: str,
-        work: Callable[[Job], Coroutine[Any, Any, None]],
-        cancel: Callable[[], Awaitable[None]] | None = None,
+        work: Work,
+        cancel: Cancel | None = None,
     ) -> Job:
         """Run `work` as a job; a CortexError that it raises is the job's error."""
         if len(self._tasks) >= MAX_RUNNING:
@@ -97,7 +104,7 @@ class JobTable:
         task.add_done_callback(self._tasks.discard)
         return job
 
-    async def _run(self, job: Job, work: Callable[[Job], Coroutine[Any, Any, None]]) -> None:
+    async def _run(self, job: Job, work: Work) -> None:
         try:
             await work(job)
             job.end(JobState.DONE)

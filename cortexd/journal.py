@@ -52,9 +52,11 @@ async def _journalctl(field: str, *matches: str) -> bytes:
         async with asyncio.timeout(_DEADLINE):
             return (await process.communicate())[0]
     except TimeoutError:
-        process.kill()
-        await process.wait()
         return b""
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 def _write(folder: Path, invocation_id: str, text: bytes) -> Path:

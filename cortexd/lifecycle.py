@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 from cortexd import ports
 from cortexd.catalog import Catalog, Ending, Model
@@ -49,8 +51,7 @@ class Lifecycle:
         self.check_open()
         model = self._catalog.get(name)
         # One start is queued at a time, so that two models cannot both find their common port free.
-        async with model.lock, self._starting:
-            self._catalog.get(name)  # it may have been unregistered while we waited
+        async with self._catalog.locked(model), self._starting:
             unit = await self._systemd.refresh(model.unit)
             if not unit.running:
                 await self._check_port(model)
@@ -61,15 +62,16 @@ class Lifecycle:
             if unit.active_state != "active":
                 await self._systemd.reset_failed(model.unit)  # a person's start is no part of a crash loop
             if unit.sub_state.startswith("auto-restart"):
-                queued = await self._systemd.restart_unit(model.unit)  # at once; a start would wait out RestartSec on 252
+                # At once; a start would wait out RestartSec on 252.
+                queued = await self._systemd.restart_unit(model.unit)
             else:
                 queued = await self._systemd.start_unit(model.unit)
             await self._systemd.refresh(model.unit)
         return self._spawn_start("start", model, queued)
 
     def _spawn_start(self, kind: str, model: Model, queued: SystemdJob) -> Job:
-        async def cancel() -> None:
-            await self._ask_stop(model)
+        def cancel(caller: Caller) -> Coroutine[Any, Any, Job]:
+            return self.stop(model.name, caller)
 
         return self.jobs.spawn(kind, model.name, lambda job: self._await_start(model, queued), cancel)
 
@@ -108,15 +110,13 @@ class Lifecycle:
         await self.record(model, "stop", "stop asked for", caller)
         return self.jobs.spawn("stop", name, lambda job: self.stop_and_wait(model, job))
 
-    async def _ask_stop(self, model: Model) -> SystemdJob:
+    async def stop_and_wait(self, model: Model, job: Job) -> Ending:
+        """Stop a model as part of a job; an end that was not clean is a warning of the job's. Returns what it left as the
+        model's ending: another one there means that another stop was asked for meanwhile."""
         unit = await self._systemd.refresh(model.unit)
-        model.ending = Ending(unit.invocation_id, "stop")
-        return await self._systemd.stop_unit(model.unit)
-
-    async def stop_and_wait(self, model: Model, job: Job) -> None:
-        """Stop a model as part of a job; an end that was not clean is a warning of the job's."""
-        was_running = (await self._systemd.refresh(model.unit)).running
-        queued = await self._ask_stop(model)
+        was_running = unit.running
+        model.ending = ending = Ending(unit.invocation_id, "stop")
+        queued = await self._systemd.stop_unit(model.unit)
         result = await queued.wait(2 * model.plan.stop_seconds + _MARGIN)
         if result == "canceled":
             raise JobCanceled(f"the stop of {model.name} was superseded by a start")
@@ -128,6 +128,7 @@ class Lifecycle:
             unit = await self._systemd.refresh(model.unit)
         if unit.running:
             raise JobFailed(f"it is still {unit.active_state} ({unit.sub_state}); see 'cortexctl logs {model.name}'")
+        return ending
 
     async def _report_unclean(self, model: Model, job: Job) -> None:
         unit = self._systemd.cached(model.unit)
@@ -146,7 +147,7 @@ class Lifecycle:
         unit = await self._systemd.refresh(model.unit)
         if not unit.running:
             return await self.start(name, caller)
-        async with model.lock:
+        async with self._catalog.locked(model):
             await self._catalog.ensure_unit(model)
             await self.record(model, "restart", "restart asked for", caller)
             model.ending = Ending(unit.invocation_id, "stop")
@@ -155,7 +156,9 @@ class Lifecycle:
                 return self._spawn_start("restart", model, await self._systemd.restart_unit(model.unit))
 
         async def stop_then_start(job: Job) -> None:
-            await self.stop_and_wait(model, job)
+            asked = await self.stop_and_wait(model, job)
+            if model.ending is not asked:
+                raise JobCanceled(f"the restart of {name} was superseded by a stop")
             await self._systemd.reset_failed(model.unit)
             await self._await_start(model, await self._systemd.start_unit(model.unit))
 

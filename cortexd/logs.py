@@ -14,6 +14,9 @@ from cortexd.errors import InvalidConfig
 LOG_CONTROL = "org.freedesktop.LogControl1"
 LOG_CONTROL_PATH = "/org/freedesktop/LogControl1"
 
+LOGGER = logging.getLogger("cortexd")
+"""All of cortexd's own; its level is what is changed, since at "debug" the libraries tell every statement and socket."""
+
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 _LEVELS = {
     "emerg": logging.CRITICAL,
@@ -50,15 +53,15 @@ class LogControl(Exported):
 
     def properties(self) -> Mapping[str, Any]:
         """See the XML."""
-        level = logging.getLogger().level
+        level = LOGGER.getEffectiveLevel()
         word = next((w for w in ("debug", "info", "warning", "err") if _LEVELS[w] >= level), "crit")
         return {"LogLevel": word, "LogTarget": "console", "SyslogIdentifier": "cortexd"}
 
     def set_LogLevel(self, word: object) -> None:
         """Change the level; InvalidConfig for a word that is none of syslog's."""
-        if word not in _LEVELS:
+        if not isinstance(word, str) or word not in _LEVELS:
             raise InvalidConfig(f"LogLevel={word!r}: use one of {', '.join(_LEVELS)}")
-        logging.getLogger().setLevel(_LEVELS[str(word)])
+        LOGGER.setLevel(_LEVELS[word])
 
     def set_LogTarget(self, word: object) -> None:
         """Only standard error, which systemd connects to the journal."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cortexd.catalog import Catalog, Ending, Model
-from cortexd.errors import Busy, InvalidConfig, JobFailed, NoSuchModel
+from cortexd.errors import Busy, CortexError, InvalidConfig, JobFailed, NoSuchModel
 from cortexd.events import Event
 from cortexd.health.policy import Probe
 from cortexd.health.probe import Prober
@@ -125,7 +125,7 @@ class Manager:
         """Change settings; returns whether a restart is needed, and warnings."""
         self.life.check_open()
         model = self.catalog.get(name)
-        async with model.lock:
+        async with self.catalog.locked(model):
             await self.catalog.change(model, settings, caller)
             self._observer.watch(model)
         self.on_change(name)
@@ -140,17 +140,19 @@ class Manager:
             raise Busy(f"model {name!r} is {self.view(name).judgement.state}; stop it first, or use --force")
 
         async def work(job: Job) -> None:
-            async with model.lock:
-                if self.catalog.models.get(name) is not model:
-                    raise NoSuchModel(name)
+            async with self.catalog.locked(model):
                 await self._systemd.disable_unit(model.unit)
                 await self.life.stop_and_wait(model, job)
                 if self._systemd.cached(model.unit).running:
                     raise JobFailed(f"model {name!r} was started again while it was being removed; try again")
                 await self.catalog.remove(model, caller.actor)
-                await self._systemd.reset_failed(model.unit)
-            self._observer.removed(name)
-            self.on_remove(name)
+                self._observer.removed(name)
+                self.on_remove(name)
+                try:
+                    await self._systemd.reload()
+                    await self._systemd.reset_failed(model.unit)
+                except CortexError as e:
+                    job.warnings.append(f"{name}: is removed, but systemd still remembers its unit: {e}")
 
         return self.life.jobs.spawn("unregister", name, work)
 
@@ -160,7 +162,7 @@ class Manager:
         """Start at boot from now on; returns what is missing for a machine that nobody logs in to."""
         self.life.check_open()
         model = self.catalog.get(name)
-        async with model.lock:
+        async with self.catalog.locked(model):
             await self.catalog.ensure_unit(model)
             await self._systemd.enable_unit(model.unit)
             await self.life.record(model, "enable", "enabled", caller)
@@ -178,7 +180,7 @@ class Manager:
         """Start at boot no longer."""
         self.life.check_open()
         model = self.catalog.get(name)
-        async with model.lock:
+        async with self.catalog.locked(model):
             await self._systemd.disable_unit(model.unit)
             await self.life.record(model, "disable", "disabled", caller)
         self.on_change(name)

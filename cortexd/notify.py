@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 
+log = logging.getLogger(__name__)
+
 
 def notify(*lines: str) -> None:
-    """Send states such as READY=1; nothing happens where nobody listens."""
+    """Send states such as READY=1; where nobody listens we go on without."""
     target = os.environ.get("NOTIFY_SOCKET", "")
     if not target:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.sendto("\n".join(lines).encode(), "\0" + target[1:] if target.startswith("@") else target)
+    address = "\0" + target[1:] if target.startswith("@") else target
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.sendto("\n".join(lines).encode(), address)
+    except OSError as e:
+        log.warning("the service manager is not told %s: %s", " ".join(lines), e)
 
 
 def watchdog_interval() -> float | None:

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 _SETTLE_SECONDS = 0.1
 """How long a unit has to be inactive or failed until that counts as its end."""
 
+_SAVING = 4
+"""Failed runs whose logs are read at a time: a hundred may fail together."""
+
 _ENDED_BADLY = frozenset({"failed", "ended"})
 
 
@@ -50,19 +53,20 @@ class Observer:
         self._settling: dict[str, asyncio.TimerHandle] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._saving = asyncio.Semaphore(_SAVING)
 
     async def start(self) -> None:
         """Take over the models that run, and listen from now on."""
         self._spawn(self._write_events())
-        for model in self._catalog.models.values():
-            unit = self._systemd.cached(model.unit)
-            self._seen[model.name] = unit
+        found = [(model, self._systemd.cached(model.unit)) for model in self._catalog.models.values()]
+        self._seen = {model.name: unit for model, unit in found}
+        self._systemd.listen(self._on_unit)  # now: from here on others have their turn
+        for model, unit in found:
             if unit.running:
                 await self._adopt(model, unit)
             elif unit.active_state == "failed":
                 await self._finish_stop(model, unit)
             self.watch(model)
-        self._systemd.listen(self._on_unit)
 
     async def close(self) -> None:
         """Write the events that are still queued and stop."""
@@ -154,7 +158,8 @@ class Observer:
         """This state will last a while: say what has happened since the last such one."""
         old = self._seen.get(model.name, UnitState(unit=model.unit))
         self._seen[model.name] = new
-        ending = model.ending.by if model.ending.run in (new.invocation_id, old.invocation_id) else ""
+        ours = model.ending.run and model.ending.run in (new.invocation_id, old.invocation_id)
+        ending = model.ending.by if ours else ""
         for event in transitions(model.name, old, new, ending=ending):
             log.log(_LEVELS[event.priority], "%s: %s", model.name, event.message)
             self._events.put_nowait(event)
@@ -165,7 +170,8 @@ class Observer:
 
     async def _save_log(self, name: str, run: str) -> None:
         try:
-            await journal.save_run(self._scope.logs, name, run)
+            async with self._saving:
+                await journal.save_run(self._scope.logs, name, run)
         except OSError as e:
             log.warning("%s: the log of its failed run is not saved: %s", name, e)
 

@@ -351,16 +351,11 @@ class TestLife:
         cortex.run("stop", registered)
         assert cortex.properties(registered)["State"] == "stopped"
 
-    def test_a_stop_that_needs_sigkill_ends_stopped_with_a_warning(
-        self, cortex: Cortex, registered: str, tmp_path: Path
-    ) -> None:
-        deaf = tmp_path / "deaf-server"
-        deaf.write_text(f'#!/bin/bash\ntrap "" TERM\n{lab.LLAMA_SERVER} "$@" &\nwhile :; do wait; done\n')
-        deaf.chmod(0o755)
-        drop_in = Path(cortex.properties(registered)["FragmentPath"] + ".d") / "quick.conf"
+    def test_a_stop_that_needs_sigkill_ends_stopped_with_a_warning(self, cortex: Cortex, registered: str) -> None:
+        drop_in = Path(cortex.properties(registered)["FragmentPath"] + ".d") / "deaf.conf"
         drop_in.parent.mkdir()
-        drop_in.write_text("[Service]\nTimeoutStopSec=0.5\n")
-        cortex.run("set", registered, f"exec={deaf}")
+        drop_in.write_text("[Service]\nKillSignal=SIGCONT\nTimeoutStopSec=0.5\n")  # which ends nothing
+        subprocess.run(["systemctl", "--user", "daemon-reload"], check=True)
         cortex.run("start", registered)
         assert "killed" in cortex.run("stop", registered).stderr
         model = cortex.properties(registered)

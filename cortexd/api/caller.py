@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cortexd.bus import DBUS, DBUS_PATH, Bus, BusError, BusTimeout, Call
+from cortexd.bus import DBUS, DBUS_PATH, Bus, BusError, BusGone, BusTimeout, Call
 from cortexd.errors import InvalidConfig
 from cortexd.registration import Caller
 
@@ -29,10 +29,11 @@ async def caller_of(bus: Bus, call: Call, options: Mapping[str, Any] | None = No
     try:
         (pid,) = await bus.call(DBUS, DBUS_PATH, DBUS, "GetConnectionUnixProcessID", "s", [call.sender])
         actor = _program(pid)
-    except (BusError, BusTimeout, OSError):
+    except (BusError, BusTimeout, BusGone, OSError):
         pass  # it has left already; its name on the bus is what remains
     return Caller(actor, options.get("search_path", ""), options.get("working_directory", ""))
 
 
 def _program(pid: int) -> str:
-    return f"{Path(f'/proc/{pid}/comm').read_text().strip()}[{pid}]"
+    name = Path(f"/proc/{pid}/comm").read_bytes().decode("utf-8", "replace").strip()  # may be any bytes
+    return f"{name}[{pid}]"

@@ -85,7 +85,14 @@ class ManagerObject(Exported):
         limit = given.get("limit", 50)
         if not 1 <= limit <= _MAX_EVENTS:
             raise InvalidConfig(f"limit={limit}: use a number from 1 to {_MAX_EVENTS}")
-        query = EventQuery(models=names, kinds=given.get("kinds", []), since=given.get("since", 0), limit=limit)
+        kinds = given.get("kinds", [])
+        if not all(isinstance(kind, str) for kind in kinds):
+            raise InvalidConfig("kinds: use a list of strings, such as start and failed")
+        if len(names) + len(kinds) > _MAX_EVENTS:
+            raise InvalidConfig(
+                f"names and kinds: {len(names) + len(kinds)} were given, at most {_MAX_EVENTS} are possible"
+            )
+        query = EventQuery(models=names, kinds=kinds, since=given.get("since", 0), limit=limit)
         return [[describe.event_values(event) for event in await self._manager.events(query)]]
 
     async def ListSettings(self, call: Call) -> list[Any]:
@@ -181,8 +188,8 @@ class JobObject(Exported):
 
     interface = load(JOB_INTERFACE)
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, bus: Bus, job: Job) -> None:
+        self._bus, self._job = bus, job
 
     def properties(self) -> Mapping[str, Any]:
         """See the XML."""
@@ -202,7 +209,7 @@ class JobObject(Exported):
 
     async def Cancel(self, call: Call, options: dict[str, Any]) -> list[Any]:
         options_of(options)
-        await self._job.cancel()
+        await self._job.cancel(await caller_of(self._bus, call))
         return []
 
 
@@ -236,7 +243,7 @@ def export(bus: Bus, server: Server, manager: Manager) -> None:
         server.update(ROOT_PATH)
 
     def job_new(job: Job) -> None:
-        server.add(job_path(job.id), JobObject(job))
+        server.add(job_path(job.id), JobObject(bus, job))
         server.signal(ROOT_PATH, root.interface, "JobNew", job_path(job.id), job.model, job.kind)
 
     def job_end(job: Job) -> None:

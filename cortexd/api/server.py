@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cortexd.api.interfaces import Interface
-from cortexd.bus import DBUS, Bus, Call, Variant
+from cortexd.bus import DBUS, INTERNAL_ERROR, Bus, Call, Variant
 from cortexd.errors import ERROR_PREFIX, Busy, CortexError, ShuttingDown
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class Server:
             call.error(ERROR_PREFIX + "ShuttingDown", "cortexd is ending; what was asked for may go on in systemd")
         except Exception:
             log.exception("%s.%s failed", call.interface, call.member)
-            call.error(DBUS + ".Error.Failed", "internal error; the daemon's log has the details")
+            call.error(DBUS + ".Error.Failed", INTERNAL_ERROR)
 
     async def _run(self, call: Call) -> tuple[str, list[Any]]:
         if call.interface == INTROSPECTABLE and call.member == "Introspect":
@@ -158,9 +158,11 @@ class Server:
         raise _Refused("UnknownMethod", f"{call.path} has no method {call.interface}.{call.member}")
 
     async def _properties(self, call: Call, interfaces: Mapping[str, Exported]) -> tuple[str, list[Any]]:
-        expected = {"Get": "ss", "GetAll": "s", "Set": "ssv"}.get(call.member)
-        if expected != call.signature:
-            raise _Refused("InvalidArgs", f"{call.member} of {PROPERTIES} does not take {call.signature!r}")
+        takes = {"Get": "ss", "GetAll": "s", "Set": "ssv"}.get(call.member)
+        if takes is None:
+            raise _Refused("UnknownMethod", f"{PROPERTIES} has no method {call.member}")
+        if call.signature != takes:
+            raise _Refused("InvalidArgs", f"{call.member} takes {takes!r}, not {call.signature!r}")
         exported = interfaces.get(call.body[0])
         if exported is None:
             raise _Refused("UnknownInterface", f"{call.path} has no interface {call.body[0]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import aiohttp
@@ -15,9 +16,15 @@ class Prober:
     """Probes with one shared session; `close` it at the end."""
 
     def __init__(self, concurrent: int = 64) -> None:
-        # A kept connection would hide a server that no longer accepts.
-        connector = aiohttp.TCPConnector(limit=concurrent, force_close=True)
-        self._session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+        # A kept connection would hide a server that no longer accepts. The bound is ours, since the time that a probe
+        # spends in the connector's queue behind hung servers would count as its own.
+        self._slots = asyncio.Semaphore(concurrent)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+        )
 
     async def close(self) -> None:
         """Close the session."""
@@ -25,9 +32,10 @@ class Prober:
 
     async def probe(self, url: str, timeout: float) -> Probe:
         """GET `url` within `timeout` seconds; redirects are not followed. Never raises but when cancelled."""
-        started = time.monotonic()
-        outcome, reason = await self._ask(url, timeout)
-        return Probe(outcome=outcome, reason=reason, latency=time.monotonic() - started)
+        async with self._slots:
+            started = time.monotonic()
+            outcome, reason = await self._ask(url, timeout)
+            return Probe(outcome=outcome, reason=reason, latency=time.monotonic() - started)
 
     async def _ask(self, url: str, timeout: float) -> tuple[Outcome, str]:
         try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,15 @@ EVENTS_PER_MODEL = 2000
 EVENTS_IN_ALL = 100_000
 _PRUNE_EVERY = 200
 _BUSY_SECONDS = 5.0
+_MAX_INTEGER = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A row: the name and the settings that were asked for, as plain JSON values."""
+    """A row: the name and the settings that were asked for, as plain JSON values; None where they cannot be read."""
 
     name: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +54,7 @@ class Store:
         self._path = path
         self._now = now
         self._writer = asyncio.Lock()
-        self._since_prune = 0
+        self._unpruned: list[str] = []
 
     @classmethod
     async def open(cls, path: Path, *, now: Callable[[], float] = time.time) -> Store:
@@ -60,8 +62,11 @@ class Store:
         try:
             await asyncio.to_thread(_prepare, path)
             connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
-        except (OSError, sqlite3.Error) as e:
-            raise StoreFailed(f"{path} cannot be opened: {e}") from e
+        except OSError as e:
+            reason = e.strerror or str(e)
+            raise StoreFailed(f"{path} cannot be opened: {reason}; check its folder, or move it away") from e
+        except sqlite3.Error as e:
+            raise StoreFailed(f"{path} cannot be opened: {e}; {_remedy(e)}") from e
         self = cls(connection, path, now)
         try:
             with self._errors():
@@ -101,19 +106,22 @@ class Store:
     async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
         with self._errors():
             async with self._writer:
-                await self._connection.execute("BEGIN IMMEDIATE")
                 try:
+                    await self._connection.execute("BEGIN IMMEDIATE")
                     yield self._connection
+                    await self._connection.execute("COMMIT")
                 except BaseException:
-                    await self._connection.execute("ROLLBACK")
+                    # Where only our waiting was cancelled, SQLite's thread has gone on all the same. On some errors SQLite
+                    # has rolled back itself.
+                    with suppress(sqlite3.Error):
+                        await self._connection.execute("ROLLBACK")
                     raise
-                await self._connection.execute("COMMIT")
 
     async def models(self) -> list[StoredModel]:
         """Every model, sorted by name."""
         with self._errors():
             rows = await self._connection.execute_fetchall("SELECT name, settings FROM models ORDER BY name")
-            return [StoredModel(name, json.loads(settings)) for name, settings in rows]
+            return [StoredModel(name, _settings(text)) for name, text in rows]
 
     async def save_model(self, name: str, settings: Mapping[str, Value], event: Event) -> None:
         """Insert or change a model together with the event that says so."""
@@ -151,25 +159,25 @@ class Store:
                 event.actor,
             ),
         )
-        self._since_prune += 1
-        if self._since_prune >= _PRUNE_EVERY:
-            self._since_prune = 0
-            await self._prune(event.model)
+        self._unpruned.append(event.model)
+        if len(self._unpruned) >= _PRUNE_EVERY:
+            await self._prune(set(self._unpruned))
+            self._unpruned.clear()
 
-    async def _prune(self, model: str) -> None:
-        """Keep the log bounded: in all, and for the model that just wrote."""
+    async def _prune(self, models: Collection[str]) -> None:
+        """Keep the log bounded: in all, and for the models that wrote since the last time."""
         await self._connection.execute(
             "DELETE FROM events WHERE id <= (SELECT MAX(id) FROM events) - ?", (EVENTS_IN_ALL,)
         )
-        await self._connection.execute(
+        await self._connection.executemany(
             "DELETE FROM events WHERE model = ?1 AND id <= "
             "(SELECT id FROM events WHERE model = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
-            (model, EVENTS_PER_MODEL),
+            [(model, EVENTS_PER_MODEL) for model in models],
         )
 
     async def events(self, query: EventQuery) -> list[Event]:
         """The newest events that fit, oldest first."""
-        where, values = ["time >= ?"], [query.since, *query.models, *query.kinds]
+        where, values = ["time >= ?"], [min(query.since, _MAX_INTEGER), *query.models, *query.kinds]
         for column, allowed in (("model", query.models), ("kind", query.kinds)):
             if allowed:
                 where.append(f"{column} IN ({','.join('?' * len(allowed))})")
@@ -198,10 +206,27 @@ class Store:
 def _prepare(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.parent.chmod(0o700)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(errno.EINVAL, "it is no regular file")
     # SQLite gives its side files (-wal, -shm) the mode of the database. O_NONBLOCK: a FIFO there must not stop us.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     os.fchmod(descriptor, 0o600)
     os.close(descriptor)
+
+
+def _settings(text: str) -> Mapping[str, Any] | None:
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        return None
+    return settings if isinstance(settings, dict) else None
+
+
+def _remedy(error: Exception) -> str:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith("SQLITE_BUSY"):
+        return "another program keeps it locked; end that program"
+    return "the disk is full" if name == "SQLITE_FULL" else "check the disk, or move the file away"
 
 
 class _Errors:
@@ -215,4 +240,4 @@ class _Errors:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, sqlite3.Error | ValueError):
-            raise StoreFailed(f"{self._path}: {error}; check the disk, or move the file away") from error
+            raise StoreFailed(f"{self._path}: {error}; {_remedy(error)}") from error

@@ -27,7 +27,7 @@ class SystemdClient:
     """`Systemd` on the manager that `bus` leads to. The bus stays the caller's to close."""
 
     def __init__(self, bus: Bus) -> None:
-        self._peer = Peer(bus, on_return=self._on_return, on_gone=self._on_gone)
+        self._peer = Peer(bus, self._on_gone)
         self._units = Units(self._peer)
         self._jobs = JobTable(self._recheck)
         self._version = ""
@@ -39,7 +39,7 @@ class SystemdClient:
 
     async def start(self) -> None:
         """See Systemd."""
-        await self._peer.attach()
+        await self._peer.attach(self._on_return)
         manager = f"path='{wire.MANAGER_PATH}'"
         await self._peer.subscribe(wire.MANAGER, "JobRemoved", manager, self._on_job_removed)
         await self._peer.subscribe(wire.MANAGER, "Reloading", manager, self._on_reloading)

@@ -13,9 +13,10 @@ from cortexd.systemd.wire import UNIT, changed_fields, is_ours
 
 @dataclass(slots=True, eq=False)  # two of the same content are two
 class Watch:
-    """What signals told while something was being read; it is newer than what was read."""
+    """What signals and listings told while something was being read; it is newer than what was read."""
 
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
+    file_states: dict[str, str] = field(default_factory=dict)
     unloaded: set[str] = field(default_factory=set)
 
 
@@ -100,7 +101,10 @@ class Mirror:
     def read(self, unit: str, fields: Mapping[str, Any], watch: Watch) -> None:
         """Some or all of a unit's properties were read."""
         before = self.cached(unit)
-        self._publish(_with_past(replace(before, **{**fields, **watch.told.get(unit, {})}), before))
+        newer = dict(watch.told.get(unit, {}))
+        if unit in watch.file_states:
+            newer["unit_file_state"] = watch.file_states[unit]
+        self._publish(_with_past(replace(before, **{**fields, **newer}), before))
 
     def listed(self, units: Mapping[str, tuple[str, str]], files: Mapping[str, str], watch: Watch) -> set[str]:
         """The manager listed its loaded units (load and active state by name), and unit files (state by path).
@@ -112,6 +116,8 @@ class Mirror:
         self._loaded = {unit for unit in units if is_ours(unit)} | (told - watch.unloaded)
         by_name = {path.rpartition("/")[2]: (path, state) for path, state in files.items()}
         for unit, (path, file_state) in by_name.items():
+            for other in self._watches:
+                other.file_states[unit] = file_state
             if unit in self._loaded:
                 if unit in self._states:  # else it is read for the first time, and all of it told at once
                     self._publish(

@@ -17,27 +17,46 @@ ABSENCE = 10.0
 class Peer:
     """The owner of org.freedesktop.systemd1. The bus stays the caller's to close."""
 
-    def __init__(self, bus: Bus, *, on_return: Callable[[], None], on_gone: Callable[[str], None]) -> None:
-        """`on_return` is called when another owner has appeared, `on_gone` with the reason when none is expected any more."""
+    def __init__(self, bus: Bus, on_gone: Callable[[str], None]) -> None:
+        """`on_gone` is called with the reason when the manager is not expected to return."""
         self._bus = bus
         self._owner = ""
         self._there = asyncio.Event()
         self._absence: asyncio.TimerHandle | None = None
-        self._on_return = on_return
+        self._on_return: Callable[[], None] = lambda: None
         self._on_gone = on_gone
 
-    async def attach(self) -> None:
-        """Find the manager; raises SystemdUnavailable where there is none."""
+    async def attach(self, on_return: Callable[[], None]) -> None:
+        """Find the manager; raises SystemdUnavailable where there is none. Later owners of its name are told by `on_return`."""
         try:
             await self._bus.subscribe(
                 f"type='signal',sender='{DBUS}',interface='{DBUS}',member='NameOwnerChanged',arg0='{wire.DESTINATION}'",
                 self._owner_changed,
             )
-            (self._owner,) = await self._bus.call(DBUS, DBUS_PATH, DBUS, "GetNameOwner", "s", [wire.DESTINATION])
+            # A manager comes to its bus a moment after the bus itself is there.
+            if not await self._find_owner():
+                await self._wait_until_there()
         except (BusError, BusGone, BusTimeout) as e:
             raise SystemdUnavailable(f"no systemd manager answers on the bus: {e}") from e
-        self._there.set()
+        self._on_return = on_return
         self._bus.closed.add_done_callback(lambda _: self._gone("the connection to the bus has ended"))
+
+    async def _find_owner(self) -> bool:
+        try:
+            (self._owner,) = await self._bus.call(DBUS, DBUS_PATH, DBUS, "GetNameOwner", "s", [wire.DESTINATION])
+        except BusError as e:
+            if wire.undelivered(e.name):
+                return False
+            raise
+        self._there.set()
+        return True
+
+    async def _wait_until_there(self) -> None:
+        try:
+            async with asyncio.timeout(ABSENCE):
+                await self._there.wait()
+        except TimeoutError:
+            raise SystemdUnavailable("systemd's manager is not on the bus") from None
 
     def detach(self) -> None:
         """Take no further notice of the manager."""
@@ -65,18 +84,18 @@ class Peer:
         self, path: str, interface: str, member: str, signature: str = "", *body: Any, timeout: float = DEFAULT_TIMEOUT
     ) -> list[Any]:
         """Call a method. Raises SystemdUnavailable if nobody answers, and BusError with what the manager answered."""
-        try:
-            async with asyncio.timeout(ABSENCE):
-                await self._there.wait()
-            return await self._bus.call(wire.DESTINATION, path, interface, member, signature, body, timeout=timeout)
-        except BusError as e:
-            if wire.nobody_answers(e.name):
-                raise SystemdUnavailable(f"systemd's manager went away during {member}: {e.message}") from e
-            raise
-        except (BusGone, BusTimeout) as e:
-            raise SystemdUnavailable(f"systemd's manager does not answer: {e}") from e
-        except TimeoutError:
-            raise SystemdUnavailable("systemd's manager is not on the bus") from None
+        while True:
+            await self._wait_until_there()
+            try:
+                return await self._bus.call(wire.DESTINATION, path, interface, member, signature, body, timeout=timeout)
+            except BusError as e:
+                if wire.undelivered(e.name) and not self._there.is_set():
+                    continue  # sent before we knew that the manager had left the bus, for a moment or for good
+                if wire.unanswered(e.name):
+                    raise SystemdUnavailable(f"systemd's manager went away during {member}: {e.message}") from e
+                raise
+            except (BusGone, BusTimeout) as e:
+                raise SystemdUnavailable(f"systemd's manager does not answer: {e}") from e
 
     async def ask(self, what: str, member: str, signature: str = "", *body: Any, tolerate: str = "") -> list[Any]:
         """Call a method of the manager object; a refusal is UnitFailed, which says `what` was refused.

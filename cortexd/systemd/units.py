@@ -103,11 +103,21 @@ class Units:
         """Fields of UnitState, asked for in one go (GetAll costs the manager several times as much)."""
 
         async def get(field: str) -> Any:
+            if field == "unit_file_state":
+                return await self._file_state(unit)
             (value,) = await self._ask(unit, path, wire.PROPERTIES, "Get", "ss", *wire.FIELDS[field])
             return wire.field_value(field, value)
 
         names = list(fields)
         return dict(zip(names, await asyncio.gather(*map(get, names)), strict=True))
+
+    async def _file_state(self, unit: str) -> str:
+        """As it is on disk; the property of the same name is what it was at the last reload."""
+        try:
+            (state,) = await self._peer.call(wire.MANAGER_PATH, wire.MANAGER, "GetUnitFileState", "s", unit)
+        except BusError:
+            return ""  # there is no file
+        return str(state)
 
     async def _ask(
         self, unit: str, path: str, interface: str, member: str, signature: str = "", *body: Any

@@ -30,20 +30,19 @@ RUN_IS_OVER = (
 )
 LIMITS_EXCEEDED = "org.freedesktop.DBus.Error.LimitsExceeded"
 
-_NOBODY = (
-    "org.freedesktop.DBus.Error.ServiceUnknown",
-    "org.freedesktop.DBus.Error.NameHasNoOwner",
-    "org.freedesktop.DBus.Error.NoReply",
-    "org.freedesktop.DBus.Error.Disconnected",
-    "org.freedesktop.DBus.Error.Timeout",
-    "org.freedesktop.DBus.Error.TimedOut",
-    DESTINATION + ".ShuttingDown",
-)
+_DBUS_ERROR = "org.freedesktop.DBus.Error."
+_SILENCE = (_DBUS_ERROR + "NoReply", _DBUS_ERROR + "Disconnected", DESTINATION + ".ShuttingDown")
 
 
-def nobody_answers(error: str) -> bool:
-    """Whether an error's name says that no manager answered, rather than what a manager answered."""
-    return error in _NOBODY or error.startswith("org.freedesktop.DBus.Error.Spawn.")
+def undelivered(error: str) -> bool:
+    """Whether an error's name says that the call reached no manager (its activation file runs /bin/false)."""
+    names = ("ServiceUnknown", "NameHasNoOwner")
+    return error in [_DBUS_ERROR + name for name in names] or error.startswith(_DBUS_ERROR + "Spawn.")
+
+
+def unanswered(error: str) -> bool:
+    """Whether an error's name says that no manager answered, whatever became of the call."""
+    return undelivered(error) or error in _SILENCE
 
 
 FIELDS: dict[str, tuple[str, str]] = {

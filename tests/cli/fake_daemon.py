@@ -5,11 +5,13 @@ It knows nothing about models: a test sets what is answered, and looks at what w
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from xml.etree import ElementTree
 
 from jeepney import (
@@ -125,38 +127,39 @@ def model(name: str, **changes: Any) -> dict[str, Any]:
     return {**info, **changes}
 
 
-class FakeDaemon:
-    """Set `models` and `answers`; read `asked`. A context manager: inside it, the name is owned."""
+class Service:
+    """A name on a bus, served on a thread of its own. A context manager: inside it, the name is owned."""
+
+    name = ""
 
     def __init__(self, address: str) -> None:
-        self.models: dict[str, dict[str, Any]] = {}
-        self.answers: dict[str, Any] = {}
-        """Member → values of the reply, a Refusal, or a function of the call that returns or raises one."""
+        self.asked: list[Asked] = []
         self.held: set[str] = set()
         """Members that get no answer."""
-        self.version = VERSION
-        self.warnings: list[str] = []
-        self.asked: list[Asked] = []
-        self._methods, self._properties = _declared()
         self._news = threading.Condition()
         self._sending = threading.Lock()
         self._connection = DBusConnection(prep_socket(address.partition("unix:path=")[2].partition(",")[0]))
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
-    def __enter__(self) -> FakeDaemon:
-        unwrap_msg(self._connection.send_and_get_reply(message_bus.RequestName(BUS_NAME, 4), timeout=DEADLINE))
+    def __enter__(self) -> Self:
+        unwrap_msg(self._connection.send_and_get_reply(message_bus.RequestName(self.name, 4), timeout=DEADLINE))
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._connection.sock.shutdown(socket.SHUT_RDWR)
+        self.vanish()
         self._thread.join(DEADLINE)
         self._connection.close()
         assert not self._thread.is_alive()
 
-    def add(self, *infos: dict[str, Any]) -> None:
-        """Register models without asking."""
-        self.models.update((info["Name"], info) for info in infos)
+    def vanish(self) -> None:
+        """Leave the bus, as a daemon does that was killed."""
+        with contextlib.suppress(OSError):
+            self._connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def reply(self, asked: Asked, interface: str, signature: str) -> tuple[str, tuple[Any, ...]]:
+        """Signature and values of the answer to a call. Raises Refusal."""
+        raise NotImplementedError
 
     def calls(self, member: str) -> list[Asked]:
         """The calls of a method so far."""
@@ -168,19 +171,6 @@ class FakeDaemon:
             arrived = self._news.wait_for(lambda: len(self.calls(member)) >= count, DEADLINE)
         assert arrived, f"{member} was not called; only {[asked.member for asked in self.asked]}"
         return self.calls(member)
-
-    def change(self, name: str, **changes: Any) -> None:
-        """Change a model's properties, and say so on the bus."""
-        self.models[name].update(changes)
-        typed = {key: self._typed(MODEL_INTERFACE, key, value) for key, value in changes.items()}
-        sender = DBusAddress(model_path(name), interface=PROPERTIES)
-        self._send(new_signal(sender, "PropertiesChanged", "sa{sv}as", (MODEL_INTERFACE, typed, [])))
-
-    def tell(self) -> None:
-        """Send a signal that means nothing but that something happened."""
-        sender = DBusAddress(ROOT_PATH, interface=MANAGER_INTERFACE)
-        body = (JOB_PREFIX + "9", "a", "start", "done")
-        self._send(new_signal(sender, "JobRemoved", "osss", body))
 
     def _send(self, message: Message) -> None:
         with self._sending:
@@ -197,21 +187,53 @@ class FakeDaemon:
 
     def _answer(self, message: Message) -> None:
         fields = message.header.fields
-        interface, member = fields[HeaderFields.interface], fields[HeaderFields.member]
-        asked = Asked(fields[HeaderFields.path], member, message.body)
+        asked = Asked(fields[HeaderFields.path], fields[HeaderFields.member], message.body)
         with self._news:
             self.asked.append(asked)
             self._news.notify_all()
-        if member in self.held:
+        if asked.member in self.held:
             return
         try:
-            signature, values = self._reply(asked, interface, fields.get(HeaderFields.signature, ""))
+            interface, taken = fields[HeaderFields.interface], fields.get(HeaderFields.signature, "")
+            signature, values = self.reply(asked, interface, taken)
         except Refusal as e:
             self._send(new_error(message, e.name, "s", (e.text,)))
         else:
             self._send(new_method_return(message, signature or None, values))
 
-    def _reply(self, asked: Asked, interface: str, signature: str) -> tuple[str, tuple[Any, ...]]:
+
+class FakeDaemon(Service):
+    """Set `models` and `answers`; read `asked`."""
+
+    name = BUS_NAME
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.models: dict[str, dict[str, Any]] = {}
+        self.answers: dict[str, Any] = {}
+        """Member → values of the reply, a Refusal, or a function of the call that returns or raises one."""
+        self.version = VERSION
+        self.warnings: list[str] = []
+        self._methods, self._properties = _declared()
+
+    def add(self, *infos: dict[str, Any]) -> None:
+        """Register models without asking."""
+        self.models.update((info["Name"], info) for info in infos)
+
+    def change(self, name: str, **changes: Any) -> None:
+        """Change a model's properties, and say so on the bus."""
+        self.models[name].update(changes)
+        typed = {key: self._typed(MODEL_INTERFACE, key, value) for key, value in changes.items()}
+        sender = DBusAddress(model_path(name), interface=PROPERTIES)
+        self._send(new_signal(sender, "PropertiesChanged", "sa{sv}as", (MODEL_INTERFACE, typed, [])))
+
+    def tell(self) -> None:
+        """Send a signal that means nothing but that something happened."""
+        sender = DBusAddress(ROOT_PATH, interface=MANAGER_INTERFACE)
+        body = (JOB_PREFIX + "9", "a", "start", "done")
+        self._send(new_signal(sender, "JobRemoved", "osss", body))
+
+    def reply(self, asked: Asked, interface: str, signature: str) -> tuple[str, tuple[Any, ...]]:
         if interface == PROPERTIES:
             return self._property(asked)
         declared = self._methods.get((interface, asked.member))
@@ -240,8 +262,6 @@ class FakeDaemon:
         return self._properties[interface][key], value
 
     def _do_ListModels(self, asked: Asked) -> tuple[Any, ...]:
-        import fnmatch
-
         patterns, options = asked.body
         wanted = {key for key in self._properties[MODEL_INTERFACE] if key != "Settings" or "settings" in options}
         if "usage" not in options:
@@ -294,6 +314,30 @@ class FakeDaemon:
 
     def _do_CheckHealth(self, asked: Asked) -> tuple[Any, ...]:
         return (health(),)
+
+
+class FakeSystemd(Service):
+    """The user's manager as far as the client looks at it: one unit with the properties that are set."""
+
+    name = "org.freedesktop.systemd1"
+
+    def __init__(self, address: str, **unit: str | int) -> None:
+        super().__init__(address)
+        self.unit: dict[str, str | int] = {
+            "LoadState": "loaded",
+            "ActiveState": "inactive",
+            "SubState": "dead",
+            "Result": "success",
+            "ExecMainStatus": 0,
+            **unit,
+        }
+
+    def reply(self, asked: Asked, interface: str, signature: str) -> tuple[str, tuple[Any, ...]]:
+        """The path of the unit, or one of its properties."""
+        if asked.member == "LoadUnit":
+            return "o", ("/org/freedesktop/systemd1/unit/cortexd_2eservice",)
+        value = self.unit[asked.body[1]]
+        return "v", (("i" if isinstance(value, int) else "s", value),)
 
 
 def health(**changes: Any) -> dict[str, tuple[str, Any]]:

@@ -183,6 +183,16 @@ class TestMirror:
             mirror.listed({}, {f"/etc/{A}": "enabled"}, watch)
         assert mirror.cached(A).active_state == "active"
 
+    def test_listings_are_newer_than_what_was_read_meanwhile(self) -> None:
+        """A reading may have asked for the state of a file before it was enabled, and end after the listing that says so."""
+        mirror = Mirror()
+        self.running(mirror)
+        with mirror.watch() as reading:
+            with mirror.watch() as listing:
+                mirror.listed({A: ("loaded", "active")}, {f"/etc/{A}": "enabled"}, listing)
+            mirror.read(A, {"load_state": "loaded", "unit_file_state": "disabled"}, reading)
+        assert mirror.cached(A).unit_file_state == "enabled"
+
     def test_unit_that_is_listed_no_more_is_gone(self) -> None:
         mirror, told = Mirror(), list[UnitState]()
         self.running(mirror)

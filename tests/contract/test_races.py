@@ -144,11 +144,22 @@ class TestRefusals:
 
 
 class TestManager:
-    async def test_none_on_the_bus(self, private_bus: str) -> None:
+    async def test_none_on_the_bus(self, private_bus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(peer, "ABSENCE", 0.05)
         bus = await Bus.connect(private_bus)
-        with pytest.raises(SystemdUnavailable, match="no systemd manager answers"):
+        with pytest.raises(SystemdUnavailable, match="manager is not on the bus"):
             await SystemdClient(bus).start()
         bus.close()
+
+    async def test_that_comes_after_us(self, mock: MockWorld) -> None:
+        """A session's bus is there a moment before its manager is on it."""
+        await mock.kill_manager()
+        early = SystemdClient(mock.bus)
+        start = asyncio.create_task(early.start())
+        await mock.run_manager()
+        await start
+        assert early.version == "252.39 (mock)"
+        await early.close()
 
     async def test_that_goes_for_good(self, mock: MockWorld, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(peer, "ABSENCE", 0.05)

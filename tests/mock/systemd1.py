@@ -382,6 +382,14 @@ def ListUnitFilesByPatterns(self, states, patterns):
     return dbus.Array(rows, signature="(ss)")
 
 
+@dbus.service.method(MAIN_IFACE, in_signature="s", out_signature="s")
+def GetUnitFileState(self, name):
+    state = unit(self, name, load=False).file_state()
+    if not text(self.folder / str(name)):
+        raise failure("org.freedesktop.DBus.Error.FileNotFound", "No such file or directory")
+    return state
+
+
 @dbus.service.method(MAIN_IFACE, in_signature="ssi")
 def KillUnit(self, name, whom, signal):
     loaded(self, name).kill(whom, signal)

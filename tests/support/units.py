@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -73,6 +76,15 @@ def make_program(path: Path, source: Path = FAKE_SERVER) -> Path:
     return path
 
 
+def free_port() -> int:
+    """A port that nobody has, and that few would come upon: other sessions' tests may run beside this one."""
+    while True:
+        port = random.randrange(12000, 32000)
+        with socket.socket() as sock:
+            if sock.connect_ex(("127.0.0.1", port)):
+                return port
+
+
 class UnitLab:
     """Generated units of fake servers on this session's own (private) user manager."""
 
@@ -90,8 +102,8 @@ class UnitLab:
     def define(self, name: str, *fake: str, reload: bool = True, **settings: object) -> Generated:
         """Write a unit of a fake llama-server and reload; `fake` are more arguments for it."""
         given: dict[str, object] = {
-            "path": str(self.model), "backend": "llamacpp", "exec": str(self.server), "port": "auto", "gpus": "none",
-            "memory": "1G", "extra_args": " ".join(fake), "health.startup_timeout_seconds": 20,
+            "path": str(self.model), "backend": "llamacpp", "exec": str(self.server), "port": free_port(), "gpus": "none",
+            "memory": "1G", "extra_args": shlex.join(fake), "health.startup_timeout_seconds": 20,
         }  # fmt: skip
         given.update({key.replace("__", "."): value for key, value in settings.items()})
         generated = generate(name, given, scope=self.scope, tools=self.tools)
@@ -106,6 +118,13 @@ class UnitLab:
         path = self.folder / f"{name}.gate"
         os.mkfifo(path)
         return path
+
+    def drop_in(self, name: str, text: str) -> None:
+        """A drop-in of the user's."""
+        folder = self.scope.unit_folder / f"{unit_name(name)}.d"
+        folder.mkdir(exist_ok=True)
+        (folder / "test.conf").write_text(text)
+        systemctl("daemon-reload")
 
     def start(self, name: str, *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`systemctl --user start` and nothing else."""
@@ -123,6 +142,7 @@ class UnitLab:
             systemctl("kill", "--signal=KILL", unit_name(name), check=False)
             systemctl("stop", unit_name(name), check=False)
             (self.scope.unit_folder / unit_name(name)).unlink(missing_ok=True)
+            shutil.rmtree(self.scope.unit_folder / f"{unit_name(name)}.d", ignore_errors=True)
         (self.scope.unit_folder / FOLDER_TEMPLATE).unlink(missing_ok=True)
         systemctl("daemon-reload")
         systemctl("reset-failed")

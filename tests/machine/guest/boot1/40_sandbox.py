@@ -21,11 +21,7 @@ check("model can be read", inside(pid, "head", "-c", "4", f"{HOME}/tiny.gguf").s
 user("touch", "/tmp/outside", "/var/tmp/outside")
 for folder in "/tmp", "/var/tmp":
     check(f"{folder} is private", inside(pid, "ls", folder).stdout, "")
-    check(
-        f"{folder} can be written",
-        inside(pid, "rm", inside(pid, "mktemp", "--tmpdir", folder).stdout.strip() or folder).returncode,
-        0,
-    )
+    check(f"{folder} can be written", inside(pid, "mktemp", f"--tmpdir={folder}").returncode, 0)
 user("rm", "/tmp/outside", "/var/tmp/outside")
 
 seen = inside(pid, "find", str(RUNTIME), "-mindepth", "1", "-printf", "%P\n").stdout.split()

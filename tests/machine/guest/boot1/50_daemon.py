@@ -18,5 +18,5 @@ def daemon() -> str:
 model, killed = run(), daemon()
 os.kill(int(killed), signal.SIGKILL)
 check("daemon comes back", until(lambda: daemon() not in ("0", killed)), True)
-check("daemon answers", until(lambda: ctl("is-active", "tiny").strip(), "active"), "active")
+check("daemon says", until(lambda: ctl("is-active", "tiny").strip(), "ready"), "ready")
 check("model is the same run", run(), model)

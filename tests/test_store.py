@@ -1,0 +1,349 @@
+"""The database: what it promises about files, versions, order, bounds and failures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sqlite3
+import stat
+import string
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cortexd.errors import StoreFailed
+from cortexd.events import Event, Priority
+from cortexd.store import EventQuery, Store, database
+from cortexd.store.schema import MIGRATIONS, VERSION
+from tests.support.wait import aio_until
+
+
+def event(model: str = "a", kind: str = "start", **more: Any) -> Event:
+    return Event(model=model, kind=kind, message=more.pop("message", "asked for"), **more)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "home" / ".cortex" / "models.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[Store]:
+    store = await Store.open(path)
+    yield store
+    await store.close()
+
+
+def look(path: Path, sql: str) -> list[Any]:
+    """Ask the file behind the store's back."""
+    with sqlite3.connect(path) as connection:
+        found = connection.execute(sql).fetchall()
+    connection.close()
+    return found
+
+
+# -- The file
+
+
+async def test_only_the_user_may_read_it(path: Path) -> None:
+    previous = os.umask(0)
+    try:
+        store = await Store.open(path)
+        await store.save_model("a", {}, event())
+        modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (path.parent, *path.parent.iterdir())}
+        assert modes == {".cortex": 0o700, "models.db": 0o600, "models.db-wal": 0o600, "models.db-shm": 0o600}
+        await store.close()
+    finally:
+        os.umask(previous)
+
+
+async def test_a_folder_and_file_that_others_could_read_are_closed(path: Path) -> None:
+    path.parent.mkdir(parents=True, mode=0o755)
+    path.touch(mode=0o644)
+    path.chmod(0o644)
+    store = await Store.open(path)
+    assert (stat.S_IMODE(path.parent.stat().st_mode), stat.S_IMODE(path.stat().st_mode)) == (0o700, 0o600)
+    await store.close()
+
+
+async def test_what_was_confirmed_is_on_disk(store: Store) -> None:
+    """WAL with synchronous=FULL (2): a power cut loses nothing that was answered."""
+    assert await store._row("PRAGMA journal_mode") == ("wal",)
+    assert await store._row("PRAGMA synchronous") == (2,)
+
+
+async def test_the_schema_is_reached_in_steps(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.touch()  # user_version 0
+    store = await Store.open(path)
+    await store.save_model("a", {"port": 1}, event())
+    await store.close()
+    assert look(path, "PRAGMA user_version") == [(VERSION,)] == [(len(MIGRATIONS),)]
+    again = await Store.open(path)
+    assert [m.name for m in await again.models()] == ["a"]
+    await again.close()
+
+
+async def test_a_migration_that_fails_leaves_the_version_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await (await Store.open(path)).close()
+    monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, ("CREATE TABLE more (x)", "NONSENSE")))
+    monkeypatch.setattr(database, "VERSION", VERSION + 1)
+    with pytest.raises(StoreFailed):
+        await Store.open(path)
+    assert look(path, "PRAGMA user_version") == [(VERSION,)]
+    assert look(path, "SELECT name FROM sqlite_schema WHERE name = 'more'") == []
+
+
+async def test_a_newer_version_is_left_alone(path: Path) -> None:
+    await (await Store.open(path)).close()
+    look(path, f"PRAGMA user_version={VERSION + 1}")
+    before = path.read_bytes()
+    with pytest.raises(StoreFailed, match=f"is of version {VERSION + 1}, .* install the newer cortexd again, or move"):
+        await Store.open(path)
+    assert path.read_bytes() == before
+
+
+def _threads() -> set[str]:
+    """SQLite's; asyncio's own pool may grow."""
+    return {t.name for t in threading.enumerate() if not t.name.startswith("asyncio")}
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 1000)
+
+
+def _symlink(path: Path) -> None:
+    path.symlink_to(path.parent / "elsewhere")
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (_garbage, "is not a database; check the disk, or move the file away"),
+        (Path.mkdir, "it is no regular file; check its folder, or move it away"),
+        (os.mkfifo, "it is no regular file; check its folder, or move it away"),
+        (_socket, "it is no regular file; check its folder, or move it away"),
+        (_symlink, "it is no regular file; check its folder, or move it away"),
+    ],
+)
+async def test_what_is_no_database_is_named_and_kept(path: Path, make: Any, says: str) -> None:
+    path.parent.mkdir(parents=True)
+    make(path)
+    threads = _threads()
+    before = path.lstat()
+    with pytest.raises(StoreFailed) as caught:
+        await Store.open(path)
+    assert str(path) in str(caught.value) and says in str(caught.value)
+    assert (path.lstat().st_ino, path.lstat().st_size) == (before.st_ino, before.st_size)
+    await aio_until(lambda: _threads() == threads, "no thread left")
+
+
+async def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    with pytest.raises(StoreFailed, match=r"home/\.cortex/models\.db cannot be opened: .*; check its folder"):
+        await Store.open(tmp_path / "home" / ".cortex" / "models.db")
+
+
+async def test_locked_by_another_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.1)
+    store = await Store.open(path)
+    lock = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); c.execute('BEGIN IMMEDIATE');"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", lock, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None and other.stdout.readline() == b"locked\n"
+    with pytest.raises(StoreFailed, match="database is locked; another program keeps it locked; end that program"):
+        await store.add_event(event())
+    assert await store.models() == []  # reading goes on
+    other.communicate()
+    await store.add_event(event())
+    assert len(await store.events(EventQuery())) == 1
+    await store.close()
+
+
+# -- Models
+
+
+async def test_a_model_and_its_event_are_one(store: Store, path: Path) -> None:
+    await store.save_model("a", {"port": 1}, event())
+    with pytest.raises(StoreFailed):
+        await store.save_model("b", {}, event(message=None))  # an event that the table refuses
+    with pytest.raises(StoreFailed):
+        await store.save_model("a", {"port": 2}, event(message=None))
+    with pytest.raises(StoreFailed):
+        await store.delete_model("a", event(message=None))
+    assert [(m.name, m.settings) for m in await store.models()] == [("a", {"port": 1})]
+    assert len(await store.events(EventQuery())) == 1
+
+
+async def test_change_and_delete(store: Store) -> None:
+    await store.save_model("b", {"port": 1}, event("b"))
+    await store.save_model("a", {}, event("a"))
+    await store.save_model("b", {"port": 2}, event("b"))
+    assert [(m.name, m.settings) for m in await store.models()] == [("a", {}), ("b", {"port": 2})]
+    await store.delete_model("b", event("b", "unregistered"))
+    assert [m.name for m in await store.models()] == ["a"]
+    assert [e.kind for e in await store.events(EventQuery(models=["b"]))] == ["start", "start", "unregistered"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"x"'])
+async def test_a_row_that_cannot_be_read_hides_no_other(store: Store, path: Path, text: str) -> None:
+    await store.save_model("good", {"port": 1}, event())
+    await store.save_model("bad", {}, event())
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE models SET settings = ? WHERE name = 'bad'", (text,))
+    connection.close()
+    assert [(m.name, m.settings) for m in await store.models()] == [("bad", None), ("good", {"port": 1})]
+
+
+VALUES = st.one_of(
+    st.booleans(),
+    st.integers(0, 2**64 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(),
+    st.lists(st.text(), max_size=4).map(tuple),
+)
+
+
+@given(name=st.text(string.ascii_letters, min_size=1), values=st.dictionaries(st.text(), VALUES, max_size=8))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60, database=None)
+def test_settings_come_back_as_they_were(tmp_path: Path, name: str, values: dict[str, Any]) -> None:
+    async def there_and_back() -> None:
+        store = await Store.open(tmp_path / "models.db")
+        await store.save_model(name, values, event(name))
+        (found,) = [m.settings for m in await store.models() if m.name == name]
+        assert (
+            found
+            == json.loads(json.dumps(values))
+            == {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        )
+        await store.delete_model(name, event(name))
+        await store.close()
+
+    asyncio.run(there_and_back())
+
+
+# -- Events
+
+
+async def test_events_keep_everything_and_their_order(store: Store) -> None:
+    sent = [
+        event("a", "start", message="ä\0 'x'", priority=Priority.ERROR, details={"port": 1}, invocation_id="f" * 32,
+              actor="me[1]", time=7),
+        event("b", "stop", time=3),
+        event("a", "stop", time=5),
+    ]  # fmt: skip
+    for one in sent:
+        await store.add_event(one)
+    found = await store.events(EventQuery())
+    assert [(e.kind, e.model, e.time) for e in found] == [("start", "a", 7), ("stop", "b", 3), ("stop", "a", 5)]
+    assert [e.id for e in found] == sorted(e.id for e in found)
+    first = found[0]
+    assert (first.message, first.priority, first.details) == ("ä\0 'x'", Priority.ERROR, {"port": 1})
+    assert (first.invocation_id, first.actor) == ("f" * 32, "me[1]")
+
+
+async def test_the_time_is_the_clocks(path: Path) -> None:
+    store = await Store.open(path, now=lambda: 1234.5)
+    await store.add_event(event())
+    assert [e.time for e in await store.events(EventQuery())] == [1_234_500_000]
+    await store.close()
+
+
+async def test_which_events(store: Store) -> None:
+    for number in range(30):
+        await store.add_event(event("abc"[number % 3], "xy"[number % 2], time=number + 1))
+    times = [e.time for e in await store.events(EventQuery(limit=4))]
+    assert times == [27, 28, 29, 30]
+    assert [e.time for e in await store.events(EventQuery(models=["a"], limit=2))] == [25, 28]
+    assert {e.model for e in await store.events(EventQuery(models=["a", "b"]))} == {"a", "b"}
+    assert [e.time for e in await store.events(EventQuery(kinds=["y"], since=27))] == [28, 30]
+    assert [e.time for e in await store.events(EventQuery(models=["c"], kinds=["x"], since=20))] == [21, 27]
+    assert await store.events(EventQuery(models=["none"])) == []
+    assert await store.events(EventQuery(since=2**64 - 1)) == []
+
+
+async def test_the_log_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "EVENTS_PER_MODEL", 10)
+    monkeypatch.setattr(database, "EVENTS_IN_ALL", 50)
+    monkeypatch.setattr(database, "_PRUNE_EVERY", 4)
+    store = await Store.open(path)
+    for number in range(40):
+        await store.add_event(event("even" if number % 2 else "odd"))
+    for model in ("even", "odd"):
+        kept = await store.events(EventQuery(models=[model], limit=1000))
+        assert len(kept) == 10 and kept[-1].id >= 39
+    for number in range(96):
+        await store.add_event(event(f"m{number}"))
+    kept = await store.events(EventQuery(limit=1000))
+    assert len(kept) == 50 and kept[-1].model == "m95"
+    await store.close()
+
+
+async def test_a_models_events_are_found_by_the_index(store: Store) -> None:
+    async def plan(sql: str) -> str:
+        rows = await store._connection.execute_fetchall("EXPLAIN QUERY PLAN " + sql)
+        return "; ".join(str(row[3]) for row in rows)
+
+    statements: list[str] = []
+    await store._connection.set_trace_callback(statements.append)
+    await store.events(EventQuery(models=["a"], limit=10))
+    await store.events(EventQuery(models=["a", "b"], kinds=["x"], limit=10))
+    await store.events(EventQuery(limit=10))
+    await store._connection.set_trace_callback(None)  # type: ignore[arg-type]
+    one, several, every = [await plan(sql) for sql in statements if sql.startswith("SELECT")]
+    assert "USING INDEX events_of_model" in one and "TEMP B-TREE" not in one
+    assert "USING INDEX events_of_model" in several
+    assert every == "SCAN events"  # from the newest, and ended by LIMIT
+    prune = "DELETE FROM events WHERE model = 'a' AND id <= (SELECT id FROM events WHERE model = 'a' ORDER BY id DESC LIMIT 1 OFFSET 9)"
+    assert "USING COVERING INDEX events_of_model" in await plan(prune)
+
+
+# -- Many at once, and interrupted
+
+
+async def test_a_hundred_writers(store: Store) -> None:
+    await asyncio.gather(*(store.save_model(f"m{n}", {"port": n}, event(f"m{n}")) for n in range(100)))
+    assert len(await store.models()) == len(await store.events(EventQuery(limit=1000))) == 100
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_an_interrupted_write_is_whole_or_nothing_and_the_next_one_works(store: Store, turns: int) -> None:
+    write = asyncio.create_task(store.save_model("a", {}, event()))
+    for _ in range(turns):
+        await asyncio.sleep(0.001)
+    write.cancel()
+    await asyncio.gather(write, return_exceptions=True)
+    assert len(await store.models()) == len(await store.events(EventQuery()))
+    await store.add_event(event("b"))
+    assert [e.model for e in await store.events(EventQuery(models=["b"]))] == ["b"]
+
+
+async def test_a_commit_that_fails_is_undone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute = store._connection.execute
+
+    def fail(sql: str, *more: Any) -> Any:
+        return execute("SELECT nonsense" if sql == "COMMIT" else sql, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._connection, "execute", fail)
+        with pytest.raises(StoreFailed):
+            await store.save_model("a", {}, event())
+    assert await store.models() == []
+    await store.save_model("b", {}, event("b"))
+    assert [m.name for m in await store.models()] == ["b"]
