@@ -11,7 +11,7 @@ BIN := .venv/bin
 ARGS ?=
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | column -t -s $$'\t'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 deps: ## the Debian packages that the tests need (root installs them)
 	@PYTHON=$(PYTHON) scripts/deps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +32,7 @@ def events(context: Context) -> None:
     if not found and args.names:
         context.models(args.names)
     _print(context, found, head=True)
+    sys.stdout.flush()
     last = found[-1]["Id"] if found else 0
     while args.follow:
         bus.next_signal(None)
@@ -42,6 +44,7 @@ def events(context: Context) -> None:
             if event["Id"] > last
         ]
         _print(context, fresh)
+        sys.stdout.flush()
         found, last = fresh or found, fresh[-1]["Id"] if fresh else last
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from cortexctl.bus import DBUS, PROPERTIES, Bus, Call
 from cortexctl.errors import NO_SUCH_MODEL, OK, CtlError
+from cortexctl.human import about
 from cortexctl.output import Output
 from cortexd.names import BUS_NAME, MANAGER_INTERFACE, MODEL_INTERFACE, MODEL_PREFIX, ROOT_PATH, model_path
 
@@ -49,8 +50,8 @@ class Context:
 
     def fail(self, error: CtlError, name: str = "") -> None:
         """Report a failure and go on; the first one decides the exit code."""
-        if name and name not in error.message:
-            error = CtlError(error.name, f"{name}: {error.message}", error.exit_code)
+        if name:
+            error = CtlError(error.name, about(name, error.message), error.exit_code)
         self.exit_code = self.exit_code or error.exit_code
         self.out.error(error)
         if self.out.json and name:
@@ -110,4 +111,4 @@ class Context:
     def warn(self, name: str, warnings: Iterable[str]) -> None:
         """What the daemon remarked about a model."""
         for warning in warnings:
-            self.out.warn(warning if name in warning else f"{name}: {warning}")
+            self.out.warn(about(name, warning))

@@ -29,6 +29,12 @@ def strip_sequences(text: str) -> str:
     return clean(_SEQUENCE.sub("", text), keep="\t")
 
 
+def about(name: str, text: str) -> str:
+    """`text`, made to say which model it is about, where it does not yet."""
+    named = re.search(rf"(?<![\w.:-]){re.escape(name)}(?![\w.:-])", text)
+    return text if named else f"{name}: {text}"
+
+
 def size(value: int) -> str:
     """Bytes, rounded as systemctl does: 118.2G."""
     if value == NOT_AVAILABLE:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TextIO
 
 from cortexctl.errors import CtlError
@@ -66,12 +66,12 @@ class Output:
         """A line of a result that was asked for; --quiet does not take it away."""
         print(text)
 
-    def result(self, record: dict[str, Any], text: str | Callable[[], str] = "") -> None:
+    def result(self, record: dict[str, Any], text: str = "") -> None:
         """The result for one model: a line of text, or an element of the JSON output."""
         if self.json:
             self._records.append(record)
         elif text and not self.quiet:
-            print(text if isinstance(text, str) else text())
+            print(text, flush=True)
 
     def finish(self, many: bool, complete: bool) -> None:
         """Print the JSON: an array where the verb takes several models, else the one object.

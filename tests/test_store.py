@@ -322,14 +322,24 @@ async def test_a_hundred_writers(store: Store) -> None:
     assert len(await store.models()) == len(await store.events(EventQuery(limit=1000))) == 100
 
 
-@pytest.mark.parametrize("turns", range(8))
-async def test_an_interrupted_write_is_whole_or_nothing_and_the_next_one_works(store: Store, turns: int) -> None:
+@pytest.mark.parametrize("at", ["BEGIN", "INSERT INTO models", "INSERT INTO events", "COMMIT"])
+async def test_an_interrupted_write_is_whole_or_nothing_and_the_next_one_works(
+    store: Store, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    execute, loop = store._connection.execute, asyncio.get_running_loop()
+
+    def interrupt(sql: str, *more: Any) -> Any:
+        if sql.startswith(at):
+            loop.call_soon(write.cancel)  # while SQLite's thread is at it
+        return execute(sql, *more)
+
     write = asyncio.create_task(store.save_model("a", {}, event()))
-    for _ in range(turns):
-        await asyncio.sleep(0.001)
-    write.cancel()
-    await asyncio.gather(write, return_exceptions=True)
-    assert len(await store.models()) == len(await store.events(EventQuery()))
+    with monkeypatch.context() as patch:
+        patch.setattr(store._connection, "execute", interrupt)
+        with pytest.raises(asyncio.CancelledError):
+            await write
+    whole = at == "COMMIT"
+    assert len(await store.models()) == len(await store.events(EventQuery())) == whole
     await store.add_event(event("b"))
     assert [e.model for e in await store.events(EventQuery(models=["b"]))] == ["b"]
 

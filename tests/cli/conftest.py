@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.fake_daemon import FakeDaemon
+from tests.cli.fake_daemon import DEADLINE, FakeDaemon
 
 PROJECT = Path(__file__).parents[2]
 
@@ -63,15 +65,22 @@ class Cli:
         """What it prints with --json, when all goes well."""
         return json.loads(self.ok(*arguments, "--json"))
 
-    def start(self, *arguments: str, **keywords: Any) -> subprocess.Popen[str]:
-        """Start it and leave it running."""
-        return subprocess.Popen(
+    @contextmanager
+    def started(self, *arguments: str, **keywords: Any) -> Iterator[subprocess.Popen[str]]:
+        """It runs inside the context; a read from it ends when it has not ended within the deadline."""
+        process = subprocess.Popen(
             self.command(*arguments),
             env=self.environment,
             cwd=PROJECT,
             text=True,
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **keywords},
         )
+        watchdog = threading.Timer(DEADLINE, process.kill)
+        watchdog.start()
+        with process:
+            yield process
+            process.kill()
+        watchdog.cancel()
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ class Service:
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def __enter__(self) -> Self:
-        unwrap_msg(self._connection.send_and_get_reply(message_bus.RequestName(self.name, 4), timeout=DEADLINE))
+        unwrap_msg(self._connection.send_and_get_reply(message_bus.RequestName(self.name), timeout=DEADLINE))
         self._thread.start()
         return self
 

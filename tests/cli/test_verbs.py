@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,7 +192,7 @@ def test_an_empty_table_says_what_to_do(cli: Cli, fake: FakeDaemon) -> None:
 
 
 def test_the_table_in_json_has_every_property(cli: Cli, fake: FakeDaemon) -> None:
-    fake.add(model("a"), model("b"))
+    fake.add(model("a", State="ready"), model("b", State="busy"))
     for line in ("status", "list", "status a b"):
         infos = cli.json(*line.split())
         assert [info["Name"] for info in infos] == ["a", "b"]
@@ -219,8 +220,7 @@ def test_status_of_a_model(cli: Cli, fake: FakeDaemon) -> None:
             StatusText="Serving", RestartNeeded=True, Warnings=["the unit file was edited by hand"], **running,
         )
     )  # fmt: skip
-    with open("/proc/self/comm") as file:
-        command = file.read().strip()
+    command = Path("/proc/self/comm").read_text().strip()
     lines = cli.ok("status", "a", "-n", "0").splitlines()
     assert lines[0] == "● a - llamacpp: /models/tiny.gguf"
     assert lines[1].startswith("     State: unhealthy since Mon 2026-11-23 13:15:19 UTC; ")
@@ -237,6 +237,7 @@ def test_status_of_a_model(cli: Cli, fake: FakeDaemon) -> None:
         "    Memory: 3.0G (high: 28G, limit: 32G)",
         "       CPU: 1min 23s (limit: 4 cores)",
         "     Tasks: 75 (limit: 512)",
+        "        IO: not available: the control group has no io controller",
         "    CGroup: /c/a",
         "   Changed: settings were changed since it was started; restart it to use them",
         "   Warning: the unit file was edited by hand",
@@ -252,11 +253,7 @@ def test_status_says_what_the_machine_cannot_measure(cli: Cli, fake: FakeDaemon)
 @pytest.mark.parametrize("member", ["Kill", "Disable", "ResetFailed", "Enable"])
 def test_a_refusal_is_one_sentence_and_the_others_go_on(cli: Cli, fake: FakeDaemon, member: str) -> None:
     fake.add(model("a"), model("b"))
-    words = {
-        "Disable": [], "ResetFailed": []
-    }  # fmt: skip
     done = {"Disable": (), "ResetFailed": (), "Kill": (), "Enable": ([],)}[member]
-    assert words is not None
 
     def answer(asked: Any) -> Any:
         if asked.path == model_path("a"):
@@ -355,15 +352,13 @@ def test_events_of_some(cli: Cli, fake: FakeDaemon) -> None:
 
 def test_events_followed(cli: Cli, fake: FakeDaemon) -> None:
     fake.answers["ListEvents"] = ([event(1), event(2)],)
-    process = cli.start("events", "--follow", "--json")
-    assert process.stdout is not None
-    assert [json.loads(process.stdout.readline())["Id"] for _ in range(2)] == [1, 2]
-    fake.answers["ListEvents"] = ([event(2), event(3)],)
-    fake.tell()
-    assert json.loads(process.stdout.readline())["Id"] == 3
+    with cli.started("events", "--follow", "--json") as process:
+        assert process.stdout is not None
+        assert [json.loads(process.stdout.readline())["Id"] for _ in range(2)] == [1, 2]
+        fake.answers["ListEvents"] = ([event(2), event(3)],)
+        fake.tell()
+        assert json.loads(process.stdout.readline())["Id"] == 3
     assert options(fake, "ListEvents")["since"] == event(2)["Time"][1]
-    process.terminate()
-    process.communicate()
 
 
 @pytest.mark.parametrize(
