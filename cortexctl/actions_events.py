@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from cortexctl.context import Context, manager_call
+from cortexctl.context import Context, is_pattern, manager_call
 from cortexctl.errors import USAGE, CtlError
 from cortexctl.human import clean, since_epoch
 from cortexctl.output import to_json
@@ -30,7 +30,7 @@ def events(context: Context) -> None:
         bus.watch(f"sender='{BUS_NAME}'")
     found = _ask(context, names, options)
     if not found and args.names:
-        context.models(args.names)
+        context.names(args.names)
     _print(context, found, head=True)
     sys.stdout.flush()
     last = found[-1]["Id"] if found else 0
@@ -63,15 +63,11 @@ def _filter(context: Context) -> dict[str, tuple[str, Any]]:
 
 def _names(context: Context) -> list[str] | None:
     """The names to ask for: patterns are filled in, plain names stay, since a removed model has its past, too."""
-    names = [name for name in context.args.names if not _is_pattern(name)]
-    patterns = [name for name in context.args.names if _is_pattern(name)]
+    names = [name for name in context.args.names if not is_pattern(name)]
+    patterns = [name for name in context.args.names if is_pattern(name)]
     if patterns:
-        names += [info["Name"] for info in context.models(patterns)]
+        names += context.names(patterns)
     return names if names or not patterns else None
-
-
-def _is_pattern(name: str) -> bool:
-    return any(c in name for c in "*?[")
 
 
 def _ask(context: Context, names: list[str], options: dict[str, tuple[str, Any]]) -> list[Event]:

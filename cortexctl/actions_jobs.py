@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from cortexctl.bus import Call
+from cortexctl.bus import PROPERTIES, Call
 from cortexctl.context import Context, manager_call, model_call
 from cortexctl.errors import CtlError
-from cortexctl.human import duration
+from cortexctl.human import clean, duration
 from cortexctl.progress import Progress
-from cortexd.names import JOB_INTERFACE
+from cortexd.names import JOB_INTERFACE, MODEL_INTERFACE, model_path
 
 TRUE = ("b", True)
 
@@ -101,9 +101,9 @@ def _run(
 ) -> None:
     """Begin a job on each model, all at once, and wait for all. `known`: warnings that were shown already."""
     out, began = context.out, time.monotonic()
-    urls = {info["Name"]: info["URL"] for info in context.models(patterns)}
+    names = context.names(patterns)
     with Progress(context, words.doing) as progress:
-        jobs = {name: path for name, (path,) in context.each({name: call(name) for name in urls})}
+        jobs = {name: path for name, (path,) in context.each({name: call(name) for name in names})}
         earlier = known or {}
         if context.args.no_block:
             for name, path in jobs.items():
@@ -117,8 +117,14 @@ def _run(
             result, warnings = reply
             record = {"Name": name, "Job": jobs[name], "Result": result, "Warnings": earlier.get(name, []) + warnings}
             took = duration(time.monotonic() - began)
-            out.result(record, words.done.format(name=name, url=urls[name], time=took))
+            url = _url(context, name) if "{url}" in words.done and not (out.json or out.quiet) else ""
+            out.result(record, words.done.format(name=name, url=url, time=took))
             context.warn(name, warnings)
+
+
+def _url(context: Context, name: str) -> str:
+    reply = context.bus.try_call(Call(model_path(name), PROPERTIES, "Get", "ss", (MODEL_INTERFACE, "URL")))
+    return clean(reply[0]) if reply else "an unknown address"
 
 
 def _failure(error: CtlError, name: str, program: str) -> CtlError:

@@ -23,7 +23,7 @@ def status(context: Context) -> int:
         return table(context)
     from cortexctl.details import describe
 
-    models, unknown = context.lookup(context.args.names, settings=True, usage=True)
+    models = context.models(context.args.names, settings=True, usage=True)
     for number, info in enumerate(models):
         if context.out.json:
             context.out.result(info)
@@ -31,8 +31,6 @@ def status(context: Context) -> int:
         if number:
             context.out.line()
         describe(context.out, info, context.args.lines)
-    for name, error in unknown.items():
-        context.fail(error, name)
     if not models:
         return NO_SUCH_MODEL
     return OK if all(info["State"] in ACTIVE for info in models) else NOT_ACTIVE

@@ -19,7 +19,7 @@ from jeepney.io.blocking import prep_socket
 from jeepney.low_level import Header, MessageFlag, calc_msg_size
 from jeepney.wrappers import DBusAddress, new_method_call
 
-from cortexctl.errors import CtlError
+from cortexctl.errors import CtlError, DaemonError
 from cortexctl.wire import decode
 from cortexd.names import BUS_NAME
 
@@ -28,6 +28,9 @@ CALL_TIMEOUT = 30.0
 _TICK = 0.1
 _PATIENCE = 2.0
 """Seconds without a first answer after which we look whether the daemon's unit has failed."""
+
+_UNASKED = ("NameAcquired", "NameLost")
+"""Signals that the bus sends to every client about its own name."""
 
 PROPERTIES = "org.freedesktop.DBus.Properties"
 DBUS = "org.freedesktop.DBus"
@@ -182,7 +185,7 @@ class Bus:
         body = data[position + -position % 8 :]
         values = decode(fields.get(HeaderFields.signature, ""), body, header.endianness.struct_code())
         kind = header.message_type
-        if kind is MessageType.signal:
+        if kind is MessageType.signal and fields[HeaderFields.member] not in _UNASKED:
             self.signals.append(Signal(fields[HeaderFields.path], fields[HeaderFields.member], values))
         elif kind is MessageType.method_return:
             self._answered = self._answered or fields.get(HeaderFields.sender) != DBUS
@@ -203,7 +206,7 @@ def _connect(where: str) -> Any:
         return prep_socket(next(get_connectable_addresses(where)), timeout=5.0)
     except (OSError, ValueError, RuntimeError, KeyError, StopIteration) as e:
         reason = os.strerror(e.errno) if isinstance(e, OSError) and e.errno else str(e) or type(e).__name__
-    raise CtlError(
+    raise DaemonError(
         "BusUnavailable",
         f"cannot reach your message bus at {where} ({reason}); log in as this user (not through su or sudo), "
         "or let its manager run without a login: sudo loginctl enable-linger $USER",
@@ -212,4 +215,4 @@ def _connect(where: str) -> Any:
 
 def _lost(error: OSError | None) -> CtlError:
     reason = f" ({error.strerror})" if error and error.strerror else ""
-    return CtlError("BusUnavailable", f"the message bus closed the connection{reason}; models go on running")
+    return DaemonError("BusUnavailable", f"the message bus closed the connection{reason}; models go on running")

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from cortexctl.bus import DBUS, PROPERTIES, Bus, Call
-from cortexctl.errors import NO_SUCH_MODEL, OK, CtlError
+from cortexctl.errors import NO_SUCH_MODEL, OK, CtlError, DaemonError
 from cortexctl.human import about
 from cortexctl.output import Output
 from cortexd.names import BUS_NAME, MANAGER_INTERFACE, MODEL_INTERFACE, MODEL_PREFIX, ROOT_PATH, model_path
@@ -35,6 +35,11 @@ def model_call(name: str, member: str, signature: str = "a{sv}", *body: Any) -> 
     return Call(model_path(name), MODEL_INTERFACE, member, signature, body or (({},) if signature else ()))
 
 
+def is_pattern(name: str) -> bool:
+    """Whether it is a shell pattern."""
+    return any(c in name for c in "*?[")
+
+
 class Context:
     """One invocation: its options, its output, its connection, and the first failure."""
 
@@ -49,7 +54,9 @@ class Context:
         return Bus()
 
     def fail(self, error: CtlError, name: str = "") -> None:
-        """Report a failure and go on; the first one decides the exit code."""
+        """Report a failure and go on; the first one decides the exit code. Raises a DaemonError."""
+        if isinstance(error, DaemonError):
+            raise error
         if name:
             error = CtlError(error.name, about(name, error.message), error.exit_code)
         self.exit_code = self.exit_code or error.exit_code
@@ -94,6 +101,12 @@ class Context:
                 raise reply
         return list(models.values()), unknown
 
+    def names(self, patterns: Sequence[str]) -> list[str]:
+        """The names alone, each once; cheaper where all are plain, since no unit has to be looked at."""
+        if not patterns or any(map(is_pattern, patterns)):
+            return [info["Name"] for info in self.models(patterns)]
+        return [name for name, _ in self.each({name: manager_call("GetModel", "s", name) for name in patterns})]
+
     def each(self, calls: Mapping[str, Call]) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Call all at once; replies in the order of `calls`. A failure is reported, and the others go on."""
         replies = dict(self.bus.gather(calls))
@@ -106,7 +119,7 @@ class Context:
 
     def on_models(self, patterns: Sequence[str], call: Callable[[str], Call]) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Names, one call on each, the replies of those that succeeded."""
-        return self.each({info["Name"]: call(info["Name"]) for info in self.models(patterns)})
+        return self.each({name: call(name) for name in self.names(patterns)})
 
     def warn(self, name: str, warnings: Iterable[str]) -> None:
         """What the daemon remarked about a model."""

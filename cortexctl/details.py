@@ -34,9 +34,7 @@ def describe(out: Output, info: Info, lines: int) -> None:
 
 def _fields(info: Info) -> Iterator[tuple[str, str, str]]:
     """Label, text, and the role that colours the text's first word."""
-    state, since = info["State"], info["StateChangeTimestamp"]
-    when = f" since {moment(since)}; {ago(since, time.time())}" if since else ""
-    yield "State", state + when, state
+    yield "State", info["State"], info["State"]
     if info["StateReason"]:
         yield "Reason", info["StateReason"], ""
     if info["MainPID"]:
@@ -46,7 +44,9 @@ def _fields(info: Info) -> Iterator[tuple[str, str, str]]:
     for path in info["DropInPaths"]:
         yield "Drop-In", path, ""
     result = "" if info["Result"] in ("", "success") else f"; result: {info['Result']}"
-    yield "Active", f"{info['ActiveState']} ({info['SubState']}{result})", ""
+    changed = info["StateChangeTimestamp"]
+    since = f" since {moment(changed)}; {ago(changed, time.time())}" if changed else ""
+    yield "Active", f"{info['ActiveState']} ({info['SubState']}{result}){since}", ""
     if info["StatusText"] and info["ActiveState"] not in ("inactive", "failed"):
         yield "Status", f'"{info["StatusText"]}"', ""
     if info["NRestarts"]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from cortexctl.bus import CALL_TIMEOUT, DBUS, PROPERTIES, Bus, Call, DBusError, bus_call
-from cortexctl.errors import FAILURE, NO_SUCH_MODEL, CtlError, no_such_model
+from cortexctl.errors import FAILURE, NO_SUCH_MODEL, CtlError, DaemonError, no_such_model
 from cortexd.errors import ERROR_PREFIX
 from cortexd.names import BUS_NAME, MANAGER_INTERFACE, MODEL_PREFIX, ROOT_PATH
 from cortexd.version import VERSION
@@ -24,7 +25,8 @@ _OTHER_API = (
     "InvalidSignature",
     "PropertyReadOnly",
 )
-_NO_ANSWER = ("NoReply", "TimedOut", "Timeout", "Disconnected")
+_ENDED = ("NoReply", "Disconnected")
+_NOT_STARTED = ("TimedOut", "Timeout")
 
 
 def explain(bus: Bus, call: Call, error: DBusError) -> CtlError:
@@ -39,18 +41,16 @@ def explain(bus: Bus, call: Call, error: DBusError) -> CtlError:
         return _not_activatable(bus)
     if short in _OTHER_API:
         return _other_version(bus) or _vanished(call) or CtlError(error.name, f"{call.member}: {error.text}")
-    if short in _NO_ANSWER and _is_running(bus):
-        return CtlError(
-            "DaemonRestarted", f"cortexd ended during the call and was started again; models go on running; {_SEE}"
-        )
-    if short in _NO_ANSWER or error.name.startswith((f"{DBUS}.Error.Spawn.", SYSTEMD)):
-        return not_starting(bus) or CtlError("DaemonUnavailable", f"cortexd does not answer ({error.text}); {_SEE}")
+    if short in _ENDED:
+        return DaemonError("DaemonEnded", f"cortexd ended during the call; models go on running; {_SEE}")
+    if short in _NOT_STARTED or error.name.startswith((f"{DBUS}.Error.Spawn.", SYSTEMD)):
+        return not_starting(bus) or DaemonError("DaemonUnavailable", f"cortexd does not answer ({error.text}); {_SEE}")
     return CtlError(error.name, error.text or f"{call.member} failed: {error.name}")
 
 
 def timed_out(bus: Bus, call: Call, seconds: float) -> CtlError:
     """`call` had no answer in time."""
-    return not_starting(bus) or CtlError("Timeout", f"cortexd did not answer within {seconds:g} s; {_SEE}")
+    return not_starting(bus) or DaemonError("Timeout", f"cortexd did not answer within {seconds:g} s; {_SEE}")
 
 
 def not_starting(bus: Bus) -> CtlError | None:
@@ -70,7 +70,7 @@ def not_starting(bus: Bus) -> CtlError | None:
         return None
     status = unit.get("ExecMainStatus")
     reason = f"{unit.get('Result')}, status {status}" if status else str(unit.get("Result"))
-    return CtlError("DaemonUnavailable", f"cortexd does not start: {UNIT} failed ({reason}); {_SEE}")
+    return DaemonError("DaemonUnavailable", f"cortexd does not start: {UNIT} failed ({reason}); {_SEE}")
 
 
 def _not_activatable(bus: Bus) -> CtlError:
@@ -80,19 +80,20 @@ def _not_activatable(bus: Bus) -> CtlError:
 
 
 def _stopped() -> CtlError:
-    return CtlError(
-        "DaemonUnavailable", f"cortexd is not running and the bus does not start it; 'systemctl --user start {UNIT}' does"
+    return DaemonError(
+        "DaemonUnavailable",
+        f"cortexd is not running and the bus does not start it; 'systemctl --user start {UNIT}' does",
     )
 
 
 def _unit_problem(load: str) -> CtlError:
     if load == "masked":
-        return CtlError("DaemonUnavailable", f"{UNIT} is masked; 'systemctl --user unmask {UNIT}' allows it again")
+        return DaemonError("DaemonUnavailable", f"{UNIT} is masked; 'systemctl --user unmask {UNIT}' allows it again")
     if load == "not-found":
-        return CtlError(
+        return DaemonError(
             "NotInstalled", "cortexd is not installed for this user and not running; 'make install' installs it"
         )
-    return CtlError("DaemonUnavailable", f"{UNIT} cannot be loaded ({load}); {_SEE}")
+    return DaemonError("DaemonUnavailable", f"{UNIT} cannot be loaded ({load}); {_SEE}")
 
 
 def _other_version(bus: Bus) -> CtlError | None:
@@ -103,7 +104,7 @@ def _other_version(bus: Bus) -> CtlError | None:
 
 def version_mismatch(running: str) -> CtlError:
     """The daemon that runs is not of our version."""
-    return CtlError(
+    return DaemonError(
         "VersionMismatch",
         f"this is cortexctl {VERSION}, but the cortexd that runs is {running}; "
         "'systemctl --user restart cortexd' makes them one (models go on running)",
@@ -113,7 +114,8 @@ def version_mismatch(running: str) -> CtlError:
 def _vanished(call: Call) -> CtlError | None:
     if not call.path.startswith(MODEL_PREFIX):
         return None
-    return no_such_model(call.path.removeprefix(MODEL_PREFIX))
+    label = call.path.removeprefix(MODEL_PREFIX)
+    return no_such_model(re.sub("_([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), label))
 
 
 def _is_running(bus: Bus) -> bool:

@@ -30,6 +30,10 @@ class CtlError(Exception):
         self.exit_code = exit_code
 
 
+class DaemonError(CtlError):
+    """A failure of the daemon or the bus, which ends the command: what holds for one model holds for all."""
+
+
 class Interrupted(CtlError):
     """Ctrl-C while something goes on without us."""
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cortexctl.context import Context
-from cortexctl.errors import INTERRUPTED, CtlError
+from cortexctl.errors import FAILURE, INTERRUPTED, OK, CtlError
 from cortexctl.output import Output
 from cortexctl.parser import parse
 from cortexctl.verbs import HIDDEN, VERBS
@@ -24,31 +24,33 @@ def main() -> NoReturn:
     # A command lives for some 30 ms: collecting garbage takes 2 of them, and taking the interpreter apart 3.
     gc.set_threshold(100_000)
     name = sys.argv[0].rpartition("/")[2]
-    try:
-        code = run(sys.argv[1:], name if name in PROGRAMS else PROGRAMS[0])
-        sys.stdout.flush()
-    except BrokenPipeError:
-        code = _BROKEN_PIPE
-    sys.stderr.flush()
-    os._exit(code)
+    os._exit(run(sys.argv[1:], name if name in PROGRAMS else PROGRAMS[0]))
 
 
 def run(argv: Sequence[str], program: str) -> int:
     """Run one command line; every failure is a sentence on standard error and an exit code."""
     out = Output(program, as_json="--json" in argv)
     try:
-        return _run(argv, program, out)
+        code = _run(argv, program, out)
+        sys.stdout.flush()
+        return code
     except CtlError as e:
         out.error(e)
         return e.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except SystemExit as e:  # argparse's, after --help
-        return int(e.code or 0)
+    except BrokenPipeError:
+        return _BROKEN_PIPE
+    except OSError as e:
+        out.error(CtlError("OutputFailed", f"cannot write the output: {e.strerror}"))
+        return FAILURE
 
 
 def _run(argv: Sequence[str], program: str, out: Output) -> int:
-    args = parse(argv, program)
+    try:
+        args = parse(argv, program)
+    except SystemExit:  # argparse's, after --help
+        return OK
     out.quiet = args.quiet
     verb = VERBS.get(args.verb) or HIDDEN[args.verb]
     module, _, function = verb.run.partition(":")

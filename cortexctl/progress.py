@@ -74,4 +74,4 @@ class Progress:
             f"{name} ({self._texts[path]})" if path in self._texts else name for path, name in self._waiting.items()
         ]
         line = f"{frames[int(elapsed * 10) % len(frames)]} {self._doing} {', '.join(named)} … {elapsed:.0f}s"
-        print(_CLEAR + line[: max(width(sys.stderr) - 1, 20)], end="", file=sys.stderr, flush=True)
+        print(_CLEAR + line[: (width(sys.stderr) or 80) - 1], end="", file=sys.stderr, flush=True)

@@ -179,6 +179,8 @@ GROUPS = (
 
 HIDDEN = {
     "__complete": Verb(
-        "complete:complete", "Words for the shell's completion", (_option("kind", choices=("names", "settings", "properties")),)
+        "complete:complete",
+        "Words for the shell's completion",
+        (_option("kind", choices=("names", "settings", "properties")),),
     )
 }

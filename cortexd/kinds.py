@@ -21,7 +21,9 @@ _SUFFIXES = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _TRUE = ("1", "yes", "y", "true", "t", "on")
 _FALSE = ("0", "no", "n", "false", "f", "off")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Controls, line separators, surrogates; and Unicode's noncharacters, which systemd takes for broken UTF-8.
+_NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
+_CONTROL = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff{_NONCHARACTERS}]")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def number(low: float, high: float, unit: str = "") -> Kind:
 
     def parse(raw: object) -> Value:
         value = _decimal(raw)
-        if value is None or not low <= value <= high:
+        # As floats: the decimal 0.01 is a little below what the bound 0.01 is as one.
+        if value is None or not low <= float(value) <= high:
             raise ValueError(f"use a number from {low:g} to {high:g}{unit and ' ' + unit}")
         return float(value)
 

@@ -116,6 +116,8 @@ class Lifecycle:
         unit = await self._systemd.refresh(model.unit)
         was_running = unit.running
         model.ending = ending = Ending(unit.invocation_id, "stop")
+        if unit.load_state == "not-found" and unit.active_state == "inactive":
+            return ending  # neither a file nor a process: systemd knows nothing that it could stop
         queued = await self._systemd.stop_unit(model.unit)
         result = await queued.wait(2 * model.plan.stop_seconds + _MARGIN)
         if result == "canceled":

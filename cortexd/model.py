@@ -17,6 +17,7 @@ from cortexd.kinds import GIB, INFINITY, Kind, Value
 
 DEFAULT_BACKEND = "vllm"
 AUTO_PORT = "auto"
+_MAX_SHOWN = 80  # characters of a bad value in a message
 
 
 def _setting(kind: Kind, default: Value | None, doc: str, name: str = "", *, live: bool = False) -> Any:
@@ -192,8 +193,9 @@ def parse_settings(raw: Mapping[str, object]) -> dict[str, Value | None]:
         try:
             parsed[name] = setting.kind.parse(value)
         except ValueError as e:
-            shown = value if isinstance(value, str) and len(value) <= 80 else repr(value)[:80]
-            raise InvalidConfig(f"{name}={shown!r}: {e}") from None
+            shown = repr(value)
+            shown = shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "…"
+            raise InvalidConfig(f"{name}={shown}: {e}") from None
     return parsed
 
 

@@ -31,6 +31,9 @@ _SETTLE_SECONDS = 0.1
 _SAVING = 4
 """Failed runs whose logs are read at a time: a hundred may fail together."""
 
+_WRITE_SECONDS = 2.0
+"""What the end waits for events that are not written yet."""
+
 _ENDED_BADLY = frozenset({"failed", "ended"})
 
 
@@ -51,13 +54,12 @@ class Observer:
         self._monitor = Monitor(prober, self._on_probe)
         self._seen: dict[str, UnitState] = {}
         self._settling: dict[str, asyncio.TimerHandle] = {}
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._writing: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._saving = asyncio.Semaphore(_SAVING)
 
     async def start(self) -> None:
         """Take over the models that run, and listen from now on."""
-        self._spawn(self._write_events())
         found = [(model, self._systemd.cached(model.unit)) for model in self._catalog.models.values()]
         self._seen = {model.name: unit for model, unit in found}
         self._systemd.listen(self._on_unit)  # now: from here on others have their turn
@@ -73,38 +75,30 @@ class Observer:
         for pending in self._settling.values():
             pending.cancel()
         await self._monitor.close()
-        try:
-            async with asyncio.timeout(2):
-                await self._events.join()
-        except TimeoutError:
-            log.warning("%d events were not written in time", self._events.qsize())
-        for task in self._tasks:
+        if self._writing:
+            _, late = await asyncio.wait(self._writing, timeout=_WRITE_SECONDS)
+            if late:
+                log.warning("%d events were not written in time", len(late))
+        tasks = [*self._tasks, *self._writing]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _write(self, event: Event) -> None:
+        """Write an event in its turn: the store serves those who wait in their order, us and the use-cases alike."""
+        _spawn(self._writing, self._add(event))
 
-    async def _write_events(self) -> None:
-        """One writer, so that events stand in the order in which they happened."""
-        while True:
-            event = await self._events.get()
-            try:
-                await self._store.add_event(event)
-            except CortexError as e:
-                log.error("event %s of %s is lost: %s", event.kind, event.model, e)
-            finally:
-                self._events.task_done()
+    async def _add(self, event: Event) -> None:
+        try:
+            await self._store.add_event(event)
+        except CortexError as e:
+            log.error("event %s of %s is lost: %s", event.kind, event.model, e)
 
     async def _adopt(self, model: Model, unit: UnitState) -> None:
         known = await self._store.events(EventQuery(models=[model.name], kinds=["run"], limit=1))
         if not known or known[-1].invocation_id != unit.invocation_id:
             message = "run began while cortexd was not there"
-            self._events.put_nowait(
-                Event(model=model.name, kind="run", message=message, invocation_id=unit.invocation_id)
-            )
+            self._write(Event(model=model.name, kind="run", message=message, invocation_id=unit.invocation_id))
 
     async def _finish_stop(self, model: Model, unit: UnitState) -> None:
         """A stop that was asked for ends stopped, also when cortexd did not live to see that it took SIGKILL."""
@@ -162,9 +156,9 @@ class Observer:
         ending = model.ending.by if ours else ""
         for event in transitions(model.name, old, new, ending=ending):
             log.log(_LEVELS[event.priority], "%s: %s", model.name, event.message)
-            self._events.put_nowait(event)
+            self._write(event)
             if event.kind in _ENDED_BADLY and event.priority is not Priority.INFO:
-                self._spawn(self._save_log(model.name, event.invocation_id))
+                _spawn(self._tasks, self._save_log(model.name, event.invocation_id))
         self.watch(model)
         self._on_change(model.name)
 
@@ -209,9 +203,16 @@ class Observer:
 
     def _tell(self, model: Model, kind: str, message: str, priority: Priority = Priority.INFO) -> None:
         log.log(_LEVELS[priority], "%s: %s", model.name, message)
-        self._events.put_nowait(
+        self._write(
             Event(model=model.name, kind=kind, message=message, priority=priority, invocation_id=model.health.run)
         )
+
+
+def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    """Run it, and keep it from the garbage collector in `tasks` until it ends."""
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 _LEVELS = {Priority.INFO: logging.INFO, Priority.WARNING: logging.WARNING, Priority.ERROR: logging.ERROR}

@@ -12,7 +12,7 @@ from cortexd.backends import backend_of
 from cortexd.checks import check_host
 from cortexd.errors import InvalidConfig
 from cortexd.kinds import Value
-from cortexd.model import AUTO_PORT, DEFAULT_BACKEND, ModelSpec
+from cortexd.model import AUTO_PORT, DEFAULT_BACKEND, ModelSpec, parse_settings
 from cortexd.ports import free_port
 
 
@@ -48,6 +48,7 @@ def fill_in(
         host = str(explicit.get("host", "127.0.0.1"))
         check_host(host)
         explicit["port"] = free_port("127.0.0.1" if host == "localhost" else host, {spec.port for spec in others})
+    parse_settings({name: explicit.get(name, "") for name in ("path", "exec")})  # the caller's folders may be odd, too
     return explicit
 
 

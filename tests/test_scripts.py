@@ -141,7 +141,7 @@ class TestPrivateSystemd:
         assert groups_of(lab.pid) == []
 
     def test_ctrl_c_is_the_commands_to_handle(self, private: str) -> None:
-        command = "import time\nprint('up', flush=True)\ntry:\n time.sleep(60)\nexcept KeyboardInterrupt:\n raise SystemExit(5)"
+        command = "import time\ntry:\n print('up', flush=True)\n time.sleep(60)\nexcept KeyboardInterrupt:\n raise SystemExit(5)"
         pid, terminal = pty.fork()
         if pid == 0:
             os.execv(private, [private, sys.executable, "-c", command])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 
 import aiohttp
@@ -52,6 +53,8 @@ class Prober:
         except TimeoutError:
             return Outcome.TIMEOUT, f"no answer within {timeout:g} s"
         except aiohttp.ClientConnectorError as e:
-            return Outcome.REFUSED, f"no connection: {e.strerror or e.os_error}"
+            # asyncio's own text is "Connect call failed" with the address.
+            errno = e.errno or 0
+            return Outcome.REFUSED, f"no connection: {os.strerror(errno) if errno > 0 else e.os_error}"
         except aiohttp.ClientError as e:
             return Outcome.BROKEN, f"the answer is broken: {type(e).__name__}"

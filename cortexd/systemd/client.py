@@ -227,14 +227,13 @@ class SystemdClient:
         await asyncio.shield(self._resyncs.last(True) or self._resyncs.request(True))
 
     def _on_reloading(self, signal: Signal) -> None:
-        (self._units.reloading,) = signal.body
-        if not self._units.reloading:
+        (under_way,) = signal.body
+        if not under_way:
             in_background(self._resyncs.request(True), "could not read the units after a reload")
 
     # -- the manager's coming and going
 
     def _on_return(self) -> None:
-        self._units.reloading = False
         self._jobs.forget_removed()
         self._spawn(self._meet_again())
 

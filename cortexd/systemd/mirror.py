@@ -17,7 +17,6 @@ class Watch:
 
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
     file_states: dict[str, str] = field(default_factory=dict)
-    unloaded: set[str] = field(default_factory=set)
 
 
 class Mirror:
@@ -93,8 +92,6 @@ class Mirror:
         """UnitRemoved: it has ended, and what it was last remains worth knowing."""
         self._loaded.discard(unit)
         self._service.pop(unit, None)
-        for watch in self._watches:
-            watch.unloaded.add(unit)
 
     # -- readings
 
@@ -113,7 +110,7 @@ class Mirror:
         which there is more to know: those that are not at rest, or not as they were known to be.
         """
         told = watch.told.keys()
-        self._loaded = {unit for unit in units if is_ours(unit)} | (told - watch.unloaded)
+        self._loaded = {unit for unit in units if is_ours(unit)} | (told & self._loaded)
         by_name = {path.rpartition("/")[2]: (path, state) for path, state in files.items()}
         for unit, (path, file_state) in by_name.items():
             for other in self._watches:
@@ -125,7 +122,7 @@ class Mirror:
                             self._states[unit], unit_file_state=file_state, fragment_path=path, need_daemon_reload=False
                         )
                     )
-            elif is_ours(unit) and unit not in told:
+            elif is_ours(unit):
                 self._publish(_without_process(self.cached(unit), path, file_state))
         for unit in self._states.keys() - self._loaded - by_name.keys() - told:
             self._publish(UnitState(unit=unit))

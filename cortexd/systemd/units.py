@@ -29,8 +29,6 @@ class Units:
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self.mirror = Mirror()
-        self.reloading = False
-        """While the manager reloads, it forgets and loads every unit, and says so of each: not worth listening to."""
         self._slots = asyncio.Semaphore(UNITS_READ_AT_ONCE)
         self._reads: Merged[tuple[str, Reading]] = Merged(self._read)
         self._lists: Merged[None] = Merged(self._list)
@@ -93,9 +91,8 @@ class Units:
                 # Pinned, the unit is not unloaded and loaded again between the readings of its properties.
                 await self._ask(unit, path, wire.UNIT, "Ref")
                 try:
-                    if reading == "load" or unit not in watch.unloaded:
-                        watch.told.clear()  # older than what follows
-                        self.mirror.read(unit, await self._get(unit, path, wire.FIELDS), watch)
+                    watch.told.clear()  # older than what follows
+                    self.mirror.read(unit, await self._get(unit, path, wire.FIELDS), watch)
                 finally:
                     await self._ask(unit, path, wire.UNIT, "Unref")
 
@@ -128,16 +125,15 @@ class Units:
             raise UnitFailed(f"systemd refused to tell the state of {unit}: {e.message}") from e
 
     def _on_new(self, signal: Signal) -> None:
-        if not self.reloading and wire.is_ours(signal.body[0]):
+        if wire.is_ours(signal.body[0]):
             self.mirror.loaded(signal.body[0])
 
     def _on_removed(self, signal: Signal) -> None:
-        if not self.reloading and wire.is_ours(signal.body[0]):
+        if wire.is_ours(signal.body[0]):
             self.mirror.unloaded(signal.body[0])
 
     def _on_files_changed(self, _: Signal) -> None:
-        if not self.reloading:
-            in_background(self._lists.request(None), "could not list the unit files")
+        in_background(self._lists.request(None), "could not list the unit files")
 
     def _on_properties_changed(self, signal: Signal) -> None:
         unit = wire.unit_of_path(signal.path)

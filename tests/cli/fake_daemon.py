@@ -25,7 +25,6 @@ from jeepney import (
     new_signal,
 )
 from jeepney.io.blocking import DBusConnection, prep_socket
-from jeepney.wrappers import unwrap_msg
 
 from cortexd.names import (
     BUS_NAME,
@@ -136,14 +135,17 @@ class Service:
         self.asked: list[Asked] = []
         self.held: set[str] = set()
         """Members that get no answer."""
+        self._handled: list[str] = []
+        self._owner = threading.Event()
         self._news = threading.Condition()
         self._sending = threading.Lock()
         self._connection = DBusConnection(prep_socket(address.partition("unix:path=")[2].partition(",")[0]))
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
     def __enter__(self) -> Self:
-        unwrap_msg(self._connection.send_and_get_reply(message_bus.RequestName(self.name), timeout=DEADLINE))
         self._thread.start()
+        self._send(message_bus.RequestName(self.name))
+        assert self._owner.wait(DEADLINE)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -166,9 +168,9 @@ class Service:
         return [asked for asked in list(self.asked) if asked.member == member]
 
     def wait_for(self, member: str, count: int = 1) -> list[Asked]:
-        """Block until a method was called that often."""
+        """Block until a method was called that often and, unless it is held, answered."""
         with self._news:
-            arrived = self._news.wait_for(lambda: len(self.calls(member)) >= count, DEADLINE)
+            arrived = self._news.wait_for(lambda: self._handled.count(member) >= count, DEADLINE)
         assert arrived, f"{member} was not called; only {[asked.member for asked in self.asked]}"
         return self.calls(member)
 
@@ -177,29 +179,29 @@ class Service:
             self._connection.send(message)
 
     def _serve(self) -> None:
-        while True:
-            try:
+        with contextlib.suppress(OSError, ValueError):  # the connection was closed
+            while True:
                 message = self._connection.receive()
-            except (ConnectionError, OSError, ValueError):
-                return
-            if message.header.message_type is MessageType.method_call:
-                self._answer(message)
+                if message.header.message_type is MessageType.method_call:
+                    self._answer(message)
+                elif message.header.message_type is MessageType.method_return:
+                    self._owner.set()
 
     def _answer(self, message: Message) -> None:
         fields = message.header.fields
         asked = Asked(fields[HeaderFields.path], fields[HeaderFields.member], message.body)
+        self.asked.append(asked)
+        if asked.member not in self.held:
+            try:
+                interface, taken = fields[HeaderFields.interface], fields.get(HeaderFields.signature, "")
+                signature, values = self.reply(asked, interface, taken)
+            except Refusal as e:
+                self._send(new_error(message, e.name, "s", (e.text,)))
+            else:
+                self._send(new_method_return(message, signature or None, values))
         with self._news:
-            self.asked.append(asked)
+            self._handled.append(asked.member)
             self._news.notify_all()
-        if asked.member in self.held:
-            return
-        try:
-            interface, taken = fields[HeaderFields.interface], fields.get(HeaderFields.signature, "")
-            signature, values = self.reply(asked, interface, taken)
-        except Refusal as e:
-            self._send(new_error(message, e.name, "s", (e.text,)))
-        else:
-            self._send(new_method_return(message, signature or None, values))
 
 
 class FakeDaemon(Service):
@@ -251,12 +253,13 @@ class FakeDaemon(Service):
         return declared[1], answer
 
     def _property(self, asked: Asked) -> tuple[str, tuple[Any, ...]]:
-        values = {"Version": self.version, "SystemdVersion": "252", "ModelCount": len(self.models)}
+        values: dict[str, Any] = {"Version": self.version, "SystemdVersion": "252", "ModelCount": len(self.models)}
         values["Warnings"] = self.warnings
-        typed = {key: self._typed(MANAGER_INTERFACE, key, value) for key, value in values.items()}
+        if asked.body[0] == MODEL_INTERFACE:
+            values = next(info for info in self.models.values() if model_path(info["Name"]) == asked.path)
         if asked.member == "Get":
-            return "v", (typed[asked.body[1]],)
-        return "a{sv}", (typed,)
+            return "v", (self._typed(*asked.body, values[asked.body[1]]),)
+        return "a{sv}", ({key: self._typed(asked.body[0], key, value) for key, value in values.items()},)
 
     def _typed(self, interface: str, key: str, value: Any) -> tuple[str, Any]:
         return self._properties[interface][key], value
@@ -277,6 +280,11 @@ class FakeDaemon(Service):
             if not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
         ]
         return ([{key: self._typed(MODEL_INTERFACE, key, info[key]) for key in wanted} for info in found],)
+
+    def _do_GetModel(self, asked: Asked) -> tuple[Any, ...]:
+        (name,) = asked.body
+        self._do_ListModels(Asked(ROOT_PATH, "ListModels", ([name], {})))  # refuses a name that is unknown
+        return (model_path(name),)
 
     def _do_Register(self, asked: Asked) -> tuple[Any, ...]:
         name = asked.body[0]

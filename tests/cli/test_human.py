@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortexctl import human
 
 
+@settings(deadline=None, database=None)
 @given(st.text())
 def test_clean_text_is_printable(text: str) -> None:
     assert human.clean(text).isprintable()

@@ -39,9 +39,7 @@ LINES = [
 
 @pytest.mark.parametrize("program", ["cortexctl", "cortex-model"])
 @pytest.mark.parametrize(("line", "settings"), LINES, ids=[line.split()[0] for line, _ in LINES])
-def test_the_lines_of_the_issue(
-    cli: Cli, fake: FakeDaemon, program: str, line: str, settings: dict[str, str]
-) -> None:
+def test_the_lines_of_the_issue(cli: Cli, fake: FakeDaemon, program: str, line: str, settings: dict[str, str]) -> None:
     """Only what was given is sent, under the settings' names, each as text."""
     cli.program = program
     name = line.split()[0]
@@ -101,7 +99,7 @@ def test_after_two_dashes_everything_is_a_name() -> None:
     ],
 )
 def test_usage_errors(words: list[str], error: str) -> None:
-    with pytest.raises(CtlError, match="see|try") as caught:
+    with pytest.raises(CtlError, match=r"see|try") as caught:
         parse(words, "cortexctl")
     assert caught.value.message.startswith(error)
     assert caught.value.exit_code == 2

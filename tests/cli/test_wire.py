@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jeepney import DBusAddress, new_signal
 from jeepney.low_level import Endianness, Header
@@ -49,6 +49,7 @@ def _larger(inner: st.SearchStrategy[Pair]) -> st.SearchStrategy[Pair]:
     return st.one_of(variant, struct, array, mapping)
 
 
+@settings(deadline=None, database=None)
 @given(st.lists(st.recursive(_basic(), _larger, max_leaves=12), min_size=1, max_size=5), st.sampled_from(Endianness))
 def test_decode_inverts_encoding(pairs: list[Pair], order: Endianness) -> None:
     signature = "".join(pair[0] for pair in pairs)

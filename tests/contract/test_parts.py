@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cortexd.bus import BusError, Signal
 from cortexd.errors import SystemdUnavailable
 from cortexd.systemd.cgroup import mount_point, read_usage
 from cortexd.systemd.jobs import MEMORY, Job, JobTable, Kind, result_by_state
 from cortexd.systemd.merged import Merged
 from cortexd.systemd.mirror import Mirror
+from cortexd.systemd.peer import Peer
 from cortexd.systemd.protocol import UNKNOWN, UnitState, UnitUsage
-from cortexd.systemd.wire import FIELDS, SERVICE, UNIT, is_ours, unit_of_path, unit_path
+from cortexd.systemd.wire import DESTINATION, FIELDS, MANAGER, SERVICE, UNIT, is_ours, unit_of_path, unit_path
 
 A = "cortex-a.service"
 
@@ -134,6 +138,47 @@ class TestMerged:
         await merged.request(None)
 
 
+class StubBus:
+    """A bus whose manager has just left it: the first call is told so by the bus, after the bus told that the name lost its owner."""
+
+    def __init__(self) -> None:
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.calls: list[str] = []
+        self.owner_changed: Callable[[Signal], None] | None = None
+
+    async def subscribe(self, rule: str, handler: Callable[[Signal], None]) -> None:
+        self.owner_changed = handler
+
+    def own(self, owner: str) -> None:
+        assert self.owner_changed
+        dbus = "org.freedesktop.DBus"
+        self.owner_changed(Signal(dbus, "/", dbus, "NameOwnerChanged", [DESTINATION, "", owner]))
+
+    async def call(self, destination: str, path: str, interface: str, member: str, *_: Any, **__: Any) -> list[Any]:
+        self.calls.append(member)
+        if member == "GetNameOwner":
+            return [":1.1"]
+        if len(self.calls) == 2:
+            self.own("")
+            raise BusError("org.freedesktop.DBus.Error.Spawn.ChildExited", "Process exited with status 1")
+        return ["answer"]
+
+
+class TestPeer:
+    async def test_call_that_reached_no_manager_is_made_again_when_there_is_one(self) -> None:
+        bus, returned = StubBus(), list[bool]()
+        peer = Peer(bus, pytest.fail)  # type: ignore[arg-type]
+        await peer.attach(lambda: returned.append(True))
+        call = asyncio.create_task(peer.call("/", MANAGER, "ListJobs"))
+        await asyncio.sleep(0)
+        assert not call.done()
+        bus.own(":1.2")
+        assert await call == ["answer"]
+        assert bus.calls == ["GetNameOwner", "ListJobs", "ListJobs"]
+        assert returned == [True]
+        peer.detach()
+
+
 class TestMirror:
     def running(self, mirror: Mirror, run: str = "aa") -> None:
         mirror.changed(A, SERVICE, {"MainPID": 7, "Result": "success"})
@@ -182,6 +227,7 @@ class TestMirror:
             self.running(mirror)
             mirror.listed({}, {f"/etc/{A}": "enabled"}, watch)
         assert mirror.cached(A).active_state == "active"
+        assert mirror.is_loaded(A)
 
     def test_listings_are_newer_than_what_was_read_meanwhile(self) -> None:
         """A reading may have asked for the state of a file before it was enabled, and end after the listing that says so."""

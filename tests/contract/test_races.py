@@ -74,6 +74,21 @@ class TestJobRemoved:
         await mock.manager("Reload")  # somebody else's
         assert await waiter == "done"
 
+    async def test_never_and_no_state_to_be_had(self, mock: MockWorld) -> None:
+        unit = await mock.add()
+        await mock.script(unit, removed="never")
+        job = await mock.systemd.start_unit(unit)
+        await mock.until(unit, lambda state: state.active_state == "active")
+        await mock.refuse("LoadUnit", "org.freedesktop.DBus.Error.AccessDenied", "not you")
+        with pytest.raises(UnitFailed, match="not you"):
+            await job.wait(0.02)
+
+    async def test_unit_that_was_unloaded_is_not_loaded_to_be_read(self, mock: MockWorld) -> None:
+        unit = await mock.started()
+        before = await mock.readings(unit)
+        await done(await mock.systemd.stop_unit(unit))
+        assert await mock.readings(unit) == before
+
     @pytest.mark.parametrize(
         "result", ["done", "canceled", "timeout", "failed", "dependency", "skipped", "invalid", "assert", "unsupported"]
     )
@@ -174,17 +189,23 @@ class TestManager:
 
     async def test_that_returns(self, mock: MockWorld) -> None:
         """Another manager counts its jobs from 1 again, knows nothing of our subscription, and has other units."""
-        gone, kept = await mock.started(), await mock.started()
-        job = await mock.systemd.start_unit(kept)
-        assert await done(job) == "done"
+        kept = await mock.add()
+        first = await mock.systemd.start_unit(kept)
+        assert await done(first) == "done"
+        gone = await mock.started()
         await mock.kill_manager()
         (mock.folder / gone).unlink()
         call = asyncio.create_task(mock.systemd.refresh(kept))  # waits for the manager
         await mock.run_manager()
         assert (await call).active_state == "inactive"
         await mock.until(gone, lambda state: state.load_state == "not-found")
-        assert await done(await mock.systemd.start_unit(kept)) == "done"
-        assert mock.systemd.cached(kept).active_state == "active"
+        await mock.script(kept, start="hang")
+        second = await mock.systemd.start_unit(kept)
+        assert second.path == first.path
+        with pytest.raises(JobTimeout):
+            await second.wait(0.02)
+        await mock.finish(kept)
+        assert await done(second) == "done"
         await mock.crash(kept)
         await mock.until(kept, lambda state: state.active_state == "failed")
 
@@ -238,4 +259,5 @@ class TestOthers:
             await job.wait(0.02)
         await mock.finish(unit)
         assert await done(job) == "done"
+        await mock.until(unit, lambda state: state.active_state == "active")
         forger.close()

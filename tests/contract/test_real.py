@@ -46,6 +46,9 @@ async def test_what_others_do_is_seen(real: RealWorld) -> None:
     assert started.main_pid > 0
     await real.manager("EnableUnitFiles", "asbb", [unit], False, False, bus=other)
     await real.until(unit, lambda state: state.unit_file_state == "enabled")
+    assert (
+        await real.systemd.refresh(unit)
+    ).unit_file_state == "enabled"  # systemd's own property is not, without a reload
     await real.manager("StopUnit", "ss", unit, "replace", bus=other)
     await real.until(unit, lambda state: state.active_state == "inactive")
     drop_in = real.folder / f"{unit}.d" / "theirs.conf"

@@ -333,6 +333,7 @@ def Subscribe(self, sender=None):
 
 @dbus.service.method(MAIN_IFACE, in_signature="s", out_signature="o")
 def LoadUnit(self, name):
+    refused(self, "LoadUnit")
     return unit(self, name).path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cortexd.errors import InvalidConfig
@@ -20,7 +21,7 @@ from cortexd.scope import user_scope
 from cortexd.units import quoting
 from tests.support.units import systemctl
 
-BATCH, BATCHES = 30, 5
+UNITS, BATCH = 150, 50
 
 NASTY = ['"', "'", "\\", "%", "$", "${", "}", ";", "\n", "\t", "\r", " ", "#", "=", ":", "@", "-", "+", "!", "|", "%n",
          "%%", "$$", "\\n", "\\x41", "\\", "\x01", "\x1b", "\x7f", "\x85", "\xa0", "é", "世", "🦙", "\u200b", "\u2028", "~"]  # fmt: skip
@@ -74,8 +75,6 @@ class Batch:
     """Many units, one reload."""
 
     def __init__(self, folder: Path) -> None:
-        import os
-
         self.folder, self.units = folder, user_scope(os.environ).unit_folder
         self.script = folder / "dump.py"
         self.script.write_text(DUMP)
@@ -97,6 +96,7 @@ class Batch:
 
     def run(self, commands: list[Command]) -> None:
         names = [f"quoting-{number}.service" for number in range(len(commands))]
+        self.clear()
         for number, command in enumerate(commands):
             (self.units / names[number]).write_text(self.text(number, command))
         systemctl("daemon-reload")
@@ -134,18 +134,21 @@ class Batch:
         ]
 
     def check_arrived(self, number: int, command: Command) -> None:
-        for step, given in (("start", command.argv), ("post", command.expanded)):
+        for step, words in (("start", command.argv), ("post", command.expanded)):
             out = self.folder / f"{number}.{step}"
             arrived = json.loads(out.read_text())
             out.unlink()
-            assert [bytes.fromhex(word).decode() for word in arrived["argv"]] == [*self.command(out), *given]
+            assert [bytes.fromhex(word).decode() for word in arrived["argv"]] == [*self.command(out), *words]
             pairs = (bytes.fromhex(word).decode().partition("=") for word in arrived["environ"])
             environment = {name: value for name, _, value in pairs if name.startswith("X_")}
             assert environment == command.environment
 
-    def close(self) -> None:
+    def clear(self) -> None:
         for path in self.units.glob("quoting-*.service*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def close(self) -> None:
+        self.clear()
         systemctl("daemon-reload")
         shutil.rmtree(self.folder)
 
@@ -161,21 +164,20 @@ def batch() -> Iterator[Batch]:
 
 
 def test_what_arrives_is_what_was_given(batch: Batch) -> None:
-    """150 units, each with several arguments, environment values and paths."""
+    """Units with several arguments, environment values and paths each."""
+    commands: list[Command] = []
 
-    @settings(
-        max_examples=BATCHES,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False,
-    )
-    @given(st.lists(COMMANDS, min_size=BATCH, max_size=BATCH))
-    def round_trip(commands: list[Command]) -> None:
-        batch.run(commands)
+    # Only drawn here, so that a reload serves many.
+    @settings(max_examples=UNITS, phases=[Phase.generate], deadline=None, database=None)
+    @given(COMMANDS)
+    def draw(command: Command) -> None:
+        commands.append(command)
 
-    round_trip()
-    assert batch.seen >= 100
+    draw()
+    assert len(commands) >= 100
+    for first in range(0, len(commands), BATCH):
+        batch.run(commands[first : first + BATCH])
+    assert batch.seen >= len(commands)
 
 
 def test_the_nasty_ones_alone_and_together(batch: Batch) -> None:
