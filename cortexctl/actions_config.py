@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-from pathlib import Path
 from typing import Any
 
 from cortexctl.bus import Call
@@ -24,13 +22,19 @@ def register(context: Context) -> None:
     if args.no_health_check:
         settings["health.enabled"] = "no"
     settings.update(_pair(item) for item in args.set)
-    options = {"search_path": ("s", os.environ.get("PATH", "")), "working_directory": ("s", str(Path.cwd()))}
-    path, warnings = context.bus.call(manager_call("Register", "sa{sv}a{sv}", args.name, _variants(settings), options))
+    path, warnings = context.bus.call(
+        manager_call("Register", "sa{sv}a{sv}", args.name, _variants(settings), _surroundings())
+    )
     unit = unit_name(args.name)
     record = {"Name": args.name, "Unit": unit, "Path": path, "Warnings": warnings}
     out.result(record, f"Registered {args.name} (unit {unit})")
     context.warn(args.name, warnings)
     out.hint(f"Start it with '{out.program} start {args.name}'.")
+
+
+def _surroundings() -> dict[str, tuple[str, str]]:
+    """What the daemon cannot know: where this program looks for programs, and what a relative path means here."""
+    return {"search_path": ("s", os.environ.get("PATH", "")), "working_directory": ("s", str(Path.cwd()))}
 
 
 def set_settings(context: Context) -> None:
@@ -42,8 +46,10 @@ def set_settings(context: Context) -> None:
         missing = "no model is named" if settings else "no KEY=VALUE is given"
         raise CtlError("Usage", f"{missing}; see '{out.program} set --help'", USAGE)
 
+    surroundings = _surroundings()
+
     def call(name: str) -> Call:
-        return model_call(name, "Set", "a{sv}a{sv}", _variants(settings), {})
+        return model_call(name, "Set", "a{sv}a{sv}", _variants(settings), surroundings)
 
     stale = []
     for name, (restart_needed, warnings) in context.on_models(names, call):

@@ -53,6 +53,10 @@ def timed_out(bus: Bus, call: Call, seconds: float) -> CtlError:
     return not_starting(bus) or DaemonError("Timeout", f"cortexd did not answer within {seconds:g} s; {_SEE}")
 
 
+_UNUSABLE = 78
+"""EX_CONFIG: the daemon told systemd what is wrong, in a sentence."""
+
+
 def not_starting(bus: Bus) -> CtlError | None:
     """Why the daemon that the bus was asked to start does not appear; None where it runs or may still come.
 
@@ -70,6 +74,8 @@ def not_starting(bus: Bus) -> CtlError | None:
         return None
     status = unit.get("ExecMainStatus")
     reason = f"{unit.get('Result')}, status {status}" if status else str(unit.get("Result"))
+    if status == _UNUSABLE and unit.get("StatusText"):
+        return DaemonError("DaemonUnavailable", f"cortexd does not start: {unit['StatusText']}")
     return DaemonError("DaemonUnavailable", f"cortexd does not start: {UNIT} failed ({reason}); {_SEE}")
 
 
@@ -132,7 +138,7 @@ def _unit(bus: Bus) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     for interface, names in (
         ("Unit", ("LoadState", "ActiveState", "SubState")),
-        ("Service", ("Result", "ExecMainStatus")),
+        ("Service", ("Result", "ExecMainStatus", "StatusText")),
     ):
         for name in names:
             reply = bus.try_call(Call(loaded[0], PROPERTIES, "Get", "ss", (f"{SYSTEMD}.{interface}", name), SYSTEMD))

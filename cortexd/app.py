@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import fcntl
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ from cortexd.api.objects import export
 from cortexd.api.server import Server
 from cortexd.bus import Bus, BusError, BusGone, BusTimeout
 from cortexd.catalog import find_tools
-from cortexd.errors import CortexError
+from cortexd.errors import Busy, CortexError, StoreFailed
 from cortexd.health.probe import Prober
 from cortexd.manager import Manager
 from cortexd.names import BUS_NAME, MANAGER_INTERFACE, ROOT_PATH
@@ -32,16 +33,22 @@ log = logging.getLogger("cortexd.app")  # also where it is run as __main__
 async def run(scope: Scope) -> int:
     """Reconcile, export, take the name, READY: in this order, so that no caller meets an unready daemon.
 
-    Returns the exit status: 0 after SIGTERM, 1 when the bus has gone, which systemd repairs by starting us again.
+    Returns the exit status: 0 after SIGTERM, 1 when the bus has gone, which systemd repairs by starting us again, and
+    EX_CONFIG when the database is unusable, which it does not.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal's end, or "reload": all is read when it is asked for
     os.umask(0o077)
     async with AsyncExitStack() as closing:
+        closing.callback(os.close, take_folder(scope))
         bus = await Bus.connect(scope.bus_address)
         closing.callback(bus.close)
-        store = await Store.open(scope.database)
+        try:
+            store = await Store.open(scope.database)
+        except StoreFailed as e:
+            return _unusable(e)
         closing.push_async_callback(store.close)
         prober = Prober()
         closing.push_async_callback(prober.close)
@@ -63,6 +70,25 @@ async def run(scope: Scope) -> int:
         status = await _serve(bus, stop)
         notify("STOPPING=1")
         return status
+
+
+def take_folder(scope: Scope) -> int:
+    """Be the only one at work in our folder; the descriptor holds it. Raises Busy, before anything was touched."""
+    scope.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(scope.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Busy(f"another cortexd is at work in {scope.data}; only one can run for a user") from None
+    return descriptor
+
+
+def _unusable(error: StoreFailed) -> int:
+    """A fault that another start would not mend: say so where `systemctl status` and cortexctl find it."""
+    log.error("%s", error)
+    notify(f"STATUS={error}")
+    return os.EX_CONFIG
 
 
 async def _serve(bus: Bus, stop: asyncio.Event) -> int:

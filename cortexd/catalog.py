@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from cortexd import waiter
 from cortexd.backends import LaunchPlan, backend_of
 from cortexd.checks import check_spec, warnings_of
 from cortexd.errors import CortexError, InvalidConfig, ModelExists, NoSuchModel, StoreFailed, UnitConflict
-from cortexd.events import Event
+from cortexd.events import Ending, Event, shown_settings
 from cortexd.health.policy import HealthState
 from cortexd.kinds import Value
 from cortexd.model import DEFAULT_BACKEND, ModelSpec, build_spec, parse_settings
@@ -42,13 +42,23 @@ class Definition:
     text: str
     """The unit file as it should be."""
 
+    def serving(self, run: str, *, known: bool = True) -> Serving:
+        """What a run of this definition serves; `known`: it is certain that the unit file was as it is now."""
+        address, port = probe_address(self.spec.host), self.spec.port
+        url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+        return Serving(run, url, self.spec.health.endpoint, files.digest(self.text) if known else "")
+
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """That cortexd itself brought a run (its InvocationID) to its end, and how: stop, kill or health."""
+class Serving:
+    """What the current run was started with. Settings change meanwhile; its server does not."""
 
     run: str = ""
-    by: str = ""
+    """The run's InvocationID; empty while nothing runs."""
+    url: str = ""
+    endpoint: str = ""
+    digest: str = ""
+    """Of the unit file; empty where it is not known."""
 
 
 @dataclass
@@ -59,6 +69,9 @@ class Model:
     definition: Definition
     health: HealthState = field(default_factory=HealthState)
     ending: Ending = field(default_factory=Ending)
+    serving: Serving = field(default_factory=Serving)
+    rewritten: bool = False
+    """Its unit file was found missing or outdated at the daemon's start."""
     file_state: FileState = FileState.MISSING
     warnings: tuple[str, ...] = ()
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -71,9 +84,18 @@ class Model:
 
     @property
     def url(self) -> str:
-        """Where a client on this machine reaches its server."""
-        address = probe_address(self.spec.host)
-        return f"http://[{address}]:{self.spec.port}" if ":" in address else f"http://{address}:{self.spec.port}"
+        """Where a client on this machine reaches its server: the one that runs, else the next one."""
+        return self.serving.url or self.definition.serving("").url
+
+    @property
+    def endpoint(self) -> str:
+        """The health endpoint of the server that runs, else of the next one."""
+        return self.serving.endpoint if self.serving.run else self.spec.health.endpoint
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the server that runs was started with other settings."""
+        return bool(self.serving.run) and self.serving.digest != files.digest(self.definition.text)
 
     @property
     def spec(self) -> ModelSpec:
@@ -105,7 +127,10 @@ class Catalog:
         self.models: dict[str, Model] = {}
         self.warnings: list[str] = []
         """What is wrong beside the models: units without one, rows that cannot be read."""
-        self._registering = asyncio.Lock()
+        self.on_change: Callable[[str], None] = lambda name: None
+        """Called with a model's name when its warnings have changed."""
+        self._choosing = asyncio.Lock()
+        """Held from the choice of a port until it is another model's to avoid."""
 
     def get(self, name: str) -> Model:
         """The model, or NoSuchModel."""
@@ -135,14 +160,24 @@ class Catalog:
         return Definition(explicit, spec, plan, text)
 
     def _refresh_warnings(self) -> None:
-        specs = self._specs()
+        """Say anew what deserves a warning: a port in common concerns more than the model that was changed."""
+        by_port: dict[int, list[ModelSpec]] = {}
+        for spec in self._specs():
+            by_port.setdefault(spec.port, []).append(spec)
         for model in self.models.values():
-            found = list(warnings_of(model.spec, specs, model.definition.explicit))
+            found = list(warnings_of(model.spec, by_port[model.spec.port], model.definition.explicit))
             if model.file_state in (FileState.EDITED, FileState.FOREIGN):
                 found.append(
                     f"{self._path(model)} is not what cortexd wrote and is kept; settings do not reach it until it is deleted"
                 )
-            model.warnings = tuple(found)
+            if model.warnings != tuple(found):
+                model.warnings = tuple(found)
+                self.on_change(model.name)
+
+    async def look(self, model: Model) -> None:
+        """See whether somebody changed the unit file meanwhile."""
+        model.file_state = await asyncio.to_thread(files.inspect, self._path(model), model.definition.text)
+        self._refresh_warnings()
 
     async def load(self) -> None:
         """Read the database, write unit files that are missing or outdated, and report what belongs to no model."""
@@ -169,9 +204,13 @@ class Catalog:
         changed = 0
         for model in self.models.values():
             try:
-                changed += self._sync_file(model)
+                model.rewritten = self._sync_file(model)
+                changed += model.rewritten
             except OSError as e:
                 self.warnings.append(f"{self._path(model)} cannot be written: {e.strerror}")
+        for rest in self._scope.unit_folder.glob(".cortex-*.service.*"):
+            with suppress(OSError):
+                rest.unlink()  # half written by a daemon that was killed
         for path in sorted(self._scope.unit_folder.glob("cortex-*.service")):
             name = model_name(path.name)
             if name and name not in self.models and files.inspect(path) in (FileState.CURRENT, FileState.EDITED):
@@ -213,17 +252,19 @@ class Catalog:
     async def add(self, name: str, raw: Mapping[str, object], caller: Caller) -> Model:
         """Register a model: all of it or nothing. Raises InvalidName, InvalidConfig, ModelExists, UnitConflict."""
         check_name(name)
-        async with self._registering:  # two at once must not get the same port from "auto"
+        async with self._choosing:
             if name in self.models:
                 raise ModelExists(
                     f"model {name!r} is registered already; change it with 'cortexctl set {name} KEY=VALUE'"
                 )
-            explicit = await asyncio.to_thread(fill_in, parse_settings(raw), {}, caller, self._specs())
+            explicit = await asyncio.to_thread(fill_in, parse_settings(raw), {}, caller, self._scope, self._specs())
             model = Model(name, await asyncio.to_thread(self._define, name, explicit))
             await asyncio.to_thread(files.check_writable, self._path(model))
             await self._refuse_foreign_unit(model)
-            event = Event(model=name, kind="registered", message=f"registered with {model.spec.backend}", actor=caller.actor,
-                          details={k: v for k, v in raw.items() if isinstance(v, str | int | float | bool)})  # fmt: skip
+            message = f"registered with {model.spec.backend}"
+            event = Event(
+                model=name, kind="registered", message=message, actor=caller.actor, details=shown_settings(raw)
+            )
             await self._store.save_model(name, explicit, event)
             try:
                 await self.ensure_unit(model)
@@ -246,22 +287,23 @@ class Catalog:
     def _specs(self) -> list[ModelSpec]:
         return [m.spec for m in self.models.values()]
 
-    async def change(self, model: Model, raw: Mapping[str, object], caller: Caller) -> bool:
-        """Change settings: all of them or none. Returns whether the unit file changed."""
+    async def change(self, model: Model, raw: Mapping[str, object], caller: Caller) -> None:
+        """Change settings: all of them or none."""
         parsed = parse_settings(raw)
         if not parsed:
             raise InvalidConfig("no setting was given; use KEY=VALUE")
-        others = [spec for spec in self._specs() if spec.name != model.name]
         old = model.definition
-        explicit = await asyncio.to_thread(fill_in, parsed, old.explicit, caller, others)
-        new = await asyncio.to_thread(self._define, model.name, explicit)
-        if new.text != old.text:
-            await asyncio.to_thread(files.check_writable, self._path(model))
-        shown = {name: str(value) for name, value in raw.items()}
-        message = "changed " + ", ".join(f"{name}={value}" for name, value in shown.items())
-        event = Event(model=model.name, kind="set", message=message[:1000], actor=caller.actor, details=shown)
-        await self._store.save_model(model.name, explicit, event)
-        model.definition = new
+        async with self._choosing:
+            others = [spec for spec in self._specs() if spec.name != model.name]
+            explicit = await asyncio.to_thread(fill_in, parsed, old.explicit, caller, self._scope, others)
+            new = await asyncio.to_thread(self._define, model.name, explicit)
+            if new.text != old.text:
+                await asyncio.to_thread(files.check_writable, self._path(model))
+            shown = shown_settings(raw)
+            message = "changed " + ", ".join(f"{name}={value}" for name, value in shown.items())
+            event = Event(model=model.name, kind="set", message=message[:1000], actor=caller.actor, details=shown)
+            await self._store.save_model(model.name, explicit, event)
+            model.definition = new
         try:
             await self.ensure_unit(model)
         except BaseException as e:
@@ -271,7 +313,6 @@ class Catalog:
             undone = Event(model=model.name, kind="set-failed", message=str(e) or "interrupted", actor=caller.actor)
             await self._store.save_model(model.name, old.explicit, undone)
             raise
-        return new.text != old.text
 
     async def remove(self, model: Model, actor: str) -> None:
         """Forget a stopped model and delete its unit file; a file that was edited by hand is kept, and named. systemd is

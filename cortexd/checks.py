@@ -16,6 +16,8 @@ from cortexd.model import ModelSpec
 from cortexd.ports import machine_memory, overlap
 from cortexd.scope import Scope
 
+_FIRST_UNPRIVILEGED = 1024
+
 
 def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
     """Refuse a model that cannot be run: InvalidConfig naming the setting, the value and the remedy."""
@@ -26,7 +28,7 @@ def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
         path = Path(spec.path)
         if path.is_relative_to(scope.data):
             raise InvalidConfig(f"path={spec.path!r}: lies in {scope.data}, which no model may see; move it elsewhere")
-        if not path.exists():
+        if not _exists(path):
             raise InvalidConfig(
                 f"path={spec.path!r}: does not exist; give a file or folder, or a reference such as org/name"
             )
@@ -54,6 +56,16 @@ def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
     backend.check(spec)
 
 
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as e:
+        raise InvalidConfig(f"path={str(path)!r}: {e.strerror}; check the path and the modes of its folders") from None
+    return True
+
+
 def check_host(host: str) -> None:
     """Refuse what no server can listen on."""
     if host == "localhost":
@@ -70,6 +82,8 @@ def warnings_of(spec: ModelSpec, others: Iterable[ModelSpec], explicit: Collecti
     for other in others:
         if other.name != spec.name and other.port == spec.port and overlap(other.host, spec.host):
             yield f"port={spec.port}: model {other.name} has it, too; only one of them can run at a time"
+    if spec.port < _FIRST_UNPRIVILEGED:
+        yield f"port={spec.port}: most machines let only root listen below {_FIRST_UNPRIVILEGED}"
     memory, machine = spec.limits.memory, machine_memory()
     if "memory" in explicit and memory != INFINITY and memory > machine:
         yield f"memory={size_text(memory)}: this machine has {machine / 2**30:.1f}G, so the limit will not protect it"

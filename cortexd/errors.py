@@ -37,6 +37,15 @@ class InvalidConfig(CortexError):
     """A setting has a value that it cannot have; the message names the setting, the value and the remedy."""
 
 
+class InvalidArgs(CortexError):
+    """An option of a method is unknown or of another type; the bus's own error name."""
+
+    @property
+    def dbus_name(self) -> str:
+        """See CortexError."""
+        return "org.freedesktop.DBus.Error.InvalidArgs"
+
+
 class UnitConflict(CortexError):
     """A unit file of the model's name exists that cortexd did not write, or that was edited by hand."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -29,3 +30,20 @@ class Event:
     actor: str = ""
     time: int = 0
     id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """That cortexd itself brings a run (its InvocationID) to its end: by stop, kill or health, with which signal."""
+
+    run: str = ""
+    by: str = ""
+    signal: int = 0
+
+
+_SECRET = re.compile(r"""((?:key|token|secret|passw(?:or)?d)["']?(?:\s+|=)["']?)[^\s"']+""", re.IGNORECASE)
+
+
+def shown_settings(settings: Mapping[str, object]) -> dict[str, str]:
+    """Settings as the audit log may keep them: the log outlives the model, so what looks like a secret is left out."""
+    return {name: _SECRET.sub(r"\1…", str(value)) for name, value in settings.items()}

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
 from typing import Any
 
-from cortexd.errors import Busy, CortexError, JobCanceled, JobFailed, JobTimeout, NoSuchJob, ShuttingDown
+from cortexd.errors import Busy, CortexError, JobCanceled, JobFailed, JobTimeout, ShuttingDown
 from cortexd.registration import Caller
 
 log = logging.getLogger(__name__)
@@ -128,12 +128,6 @@ class JobTable:
     def _forget(self, job: Job) -> None:
         self._jobs.pop(job.id, None)
         self.on_forget(job)
-
-    def get(self, job_id: int) -> Job:
-        """The job, or NoSuchJob."""
-        if job_id not in self._jobs:
-            raise NoSuchJob(f"job {job_id} is unknown, or ended more than {KEEP_SECONDS:g} s ago")
-        return self._jobs[job_id]
 
     def running(self) -> list[Job]:
         """The jobs that have not ended."""

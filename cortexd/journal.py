@@ -42,7 +42,7 @@ async def _journalctl(field: str, *matches: str) -> bytes:
     form = ["--output=cat", f"--output-fields={field}"] if field else ["--output=short-iso"]
     try:
         process = await asyncio.create_subprocess_exec(
-            "journalctl", "--user", "--quiet", "--no-pager", f"--lines={LINES}", *form, *matches,
+            "journalctl", "--quiet", "--no-pager", f"--lines={LINES}", *form, *matches,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
     except OSError as e:

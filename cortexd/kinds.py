@@ -49,6 +49,8 @@ def size_text(value: int) -> str:
 
 def _parse_size(raw: object) -> Value:
     if isinstance(raw, int) and not isinstance(raw, bool):
+        if raw == INFINITY:  # as it is sent over D-Bus
+            return INFINITY
         value = raw
     elif isinstance(raw, str) and raw.strip().lower() in ("infinity", "max", "unlimited"):
         return INFINITY

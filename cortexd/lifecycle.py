@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cortexd import ports
-from cortexd.catalog import Catalog, Ending, Model
+from cortexd.catalog import Catalog, Model
 from cortexd.errors import JobCanceled, JobFailed, PortInUse, ShuttingDown
-from cortexd.events import Event, Priority
+from cortexd.events import Ending, Event, Priority
 from cortexd.jobs import Job, JobTable
 from cortexd.registration import Caller
 from cortexd.states import describe_end
@@ -46,7 +47,7 @@ class Lifecycle:
             Event(model=model.name, kind=kind, message=message, invocation_id=run, actor=caller.actor)
         )
 
-    async def start(self, name: str, caller: Caller, *, enable: bool = False) -> Job:
+    async def start(self, name: str, caller: Caller) -> Job:
         """Start a model; the job ends when it is ready. Raises PortInUse before anything is done."""
         self.check_open()
         model = self._catalog.get(name)
@@ -57,8 +58,6 @@ class Lifecycle:
                 await self._check_port(model)
             await self._catalog.ensure_unit(model)
             await self.record(model, "start", "start asked for", caller)
-            if enable:
-                await self._systemd.enable_unit(model.unit)
             if unit.active_state != "active":
                 await self._systemd.reset_failed(model.unit)  # a person's start is no part of a crash loop
             if unit.sub_state.startswith("auto-restart"):
@@ -115,10 +114,11 @@ class Lifecycle:
         model's ending: another one there means that another stop was asked for meanwhile."""
         unit = await self._systemd.refresh(model.unit)
         was_running = unit.running
-        model.ending = ending = Ending(unit.invocation_id, "stop")
+        ending = Ending(unit.invocation_id, "stop")
         if unit.load_state == "not-found" and unit.active_state == "inactive":
-            return ending  # neither a file nor a process: systemd knows nothing that it could stop
-        queued = await self._systemd.stop_unit(model.unit)
+            return model.ending  # neither a file nor a process: systemd knows nothing that it could stop
+        with bringing_to_end(model, ending):
+            queued = await self._systemd.stop_unit(model.unit)
         result = await queued.wait(2 * model.plan.stop_seconds + _MARGIN)
         if result == "canceled":
             raise JobCanceled(f"the stop of {model.name} was superseded by a start")
@@ -150,12 +150,14 @@ class Lifecycle:
         if not unit.running:
             return await self.start(name, caller)
         async with self._catalog.locked(model):
+            if model.url != model.definition.serving("").url:  # it moves: better known before it is stopped
+                await self._check_port(model)
             await self._catalog.ensure_unit(model)
             await self.record(model, "restart", "restart asked for", caller)
-            model.ending = Ending(unit.invocation_id, "stop")
             if unit.active_state == "active":
-                await self._systemd.reset_failed(model.unit)
-                return self._spawn_start("restart", model, await self._systemd.restart_unit(model.unit))
+                with bringing_to_end(model, Ending(unit.invocation_id, "stop")):
+                    await self._systemd.reset_failed(model.unit)
+                    return self._spawn_start("restart", model, await self._systemd.restart_unit(model.unit))
 
         async def stop_then_start(job: Job) -> None:
             asked = await self.stop_and_wait(model, job)
@@ -165,3 +167,14 @@ class Lifecycle:
             await self._await_start(model, await self._systemd.start_unit(model.unit))
 
         return self.jobs.spawn("restart", name, stop_then_start)
+
+
+@contextmanager
+def bringing_to_end(model: Model, ending: Ending) -> Iterator[None]:
+    """Remember that a run's end is ours, from before systemd is asked; where asking fails, it is not."""
+    before, model.ending = model.ending, ending
+    try:
+        yield
+    except BaseException:
+        model.ending = before
+        raise

@@ -8,13 +8,13 @@ import signal as signals
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cortexd.catalog import Catalog, Ending, Model
+from cortexd.catalog import Catalog, Model
 from cortexd.errors import Busy, CortexError, InvalidConfig, JobFailed, NoSuchModel
-from cortexd.events import Event
+from cortexd.events import Ending, Event
 from cortexd.health.policy import Probe
 from cortexd.health.probe import Prober
 from cortexd.jobs import Job
-from cortexd.lifecycle import Lifecycle
+from cortexd.lifecycle import Lifecycle, bringing_to_end
 from cortexd.observer import Observer, health_url
 from cortexd.registration import Caller
 from cortexd.scope import Scope
@@ -31,7 +31,6 @@ class ModelView:
     model: Model
     unit: UnitState
     judgement: Judgement
-    restart_needed: bool
 
 
 class Manager:
@@ -45,6 +44,7 @@ class Manager:
         self.catalog = Catalog(scope, tools, store, systemd)
         self.life = Lifecycle(self.catalog, store, systemd)
         self._observer = Observer(scope, self.catalog, store, systemd, prober, lambda name: self.on_change(name))
+        self.catalog.on_change = lambda name: self.on_change(name)
         self.on_change: Callable[[str], None] = lambda name: None
         """Called with a model's name when anything about it may have changed."""
         self.on_add: Callable[[str], None] = lambda name: None
@@ -71,21 +71,8 @@ class Manager:
         """The model as it is now."""
         model = self.catalog.get(name)
         unit = self._systemd.cached(model.unit)
-        return ModelView(
-            model,
-            unit,
-            judge(unit, model.health, model.spec, stop_asked=model.ending == Ending(unit.invocation_id, "stop")),
-            self._restart_needed(model, unit),
-        )
-
-    def _restart_needed(self, model: Model, unit: UnitState) -> bool:
-        """Whether the unit file is younger than the server that runs: no copy of ours that could lie."""
-        if not unit.running or not unit.exec_main_start or not unit.main_pid:
-            return False
-        try:
-            return (self._scope.unit_folder / model.unit).stat().st_mtime * 1e6 > unit.exec_main_start
-        except OSError:
-            return True
+        ending = model.ending.by if model.ending.run == unit.invocation_id else ""
+        return ModelView(model, unit, judge(unit, model.health, model.spec, ending=ending))
 
     def match(self, patterns: Sequence[str]) -> list[str]:
         """Names that fit one of the shell patterns, sorted; none means all. A plain name must exist."""
@@ -96,7 +83,10 @@ class Manager:
         return [n for n in names if not patterns or any(fnmatch.fnmatchcase(n, p) for p in patterns)]
 
     async def refresh(self, names: Sequence[str]) -> None:
-        """Read models that do not run afresh: systemd forgets an idle unit, and tells no more of its drop-ins."""
+        """Look at models afresh: systemd forgets an idle unit and tells no more of its drop-ins, and nobody tells of a
+        unit file that was edited."""
+        for name in names:
+            await self.catalog.look(self.catalog.get(name))
         units = [self.catalog.get(name).unit for name in names]
         await asyncio.gather(*(self._systemd.refresh(u) for u in units if not self._systemd.cached(u).running))
 
@@ -129,24 +119,32 @@ class Manager:
             await self.catalog.change(model, settings, caller)
             self._observer.watch(model)
         self.on_change(name)
-        return self._restart_needed(model, self._systemd.cached(model.unit)), model.warnings
+        return model.outdated, model.warnings
 
     async def unregister(self, name: str, caller: Caller, *, force: bool) -> Job:
         """Disable, stop, remove the unit, forget."""
         self.life.check_open()
         model = self.catalog.get(name)
         unit = await self._systemd.refresh(model.unit)
-        if unit.running and not force:
-            raise Busy(f"model {name!r} is {self.view(name).judgement.state}; stop it first, or use --force")
+
+        def check_stopped(unit: UnitState) -> None:
+            if unit.running and not force:
+                raise Busy(f"model {name!r} is {self.view(name).judgement.state}; stop it first, or use --force")
+
+        check_stopped(unit)
 
         async def work(job: Job) -> None:
             async with self.catalog.locked(model):
+                unit = await self._systemd.refresh(model.unit)  # a start may have come before us
+                check_stopped(unit)
+                if unit.running:
+                    await self.life.record(model, "stop", "stop asked for, to unregister it", caller)
                 await self._systemd.disable_unit(model.unit)
                 await self.life.stop_and_wait(model, job)
                 if self._systemd.cached(model.unit).running:
                     raise JobFailed(f"model {name!r} was started again while it was being removed; try again")
                 await self.catalog.remove(model, caller.actor)
-                self._observer.removed(name)
+                await self._observer.removed(name)
                 self.on_remove(name)
                 try:
                     await self._systemd.reload()
@@ -168,12 +166,15 @@ class Manager:
             await self.life.record(model, "enable", "enabled", caller)
         self.on_change(name)
         lingers = await self._logind.linger()
-        if not lingers and linger:
-            await self._logind.set_linger(True)
-            lingers = True
         if lingers:
             return []
         known = "you do not linger" if lingers is False else "logind does not say whether you linger"
+        if linger:
+            try:
+                await self._logind.set_linger(True)
+                return []
+            except CortexError as e:
+                known = str(e)
         return [f"{known}: without it models start at your login and end at your logout; run 'loginctl enable-linger'"]
 
     async def disable(self, name: str, caller: Caller) -> None:
@@ -196,8 +197,8 @@ class Manager:
             raise Busy(f"model {name!r} is not running; there is nothing to send a signal to")
         unit = self._systemd.cached(model.unit)
         await self.life.record(model, "kill", f"{signals.Signals(number).name} sent to {whom}", caller)
-        model.ending = Ending(unit.invocation_id, "kill")
-        await self._systemd.kill_unit(model.unit, whom, number)
+        with bringing_to_end(model, Ending(unit.invocation_id, "kill", number)):
+            await self._systemd.kill_unit(model.unit, whom, number)
 
     async def reset_failed(self, name: str, caller: Caller) -> None:
         """Forget the failure and the count of starts."""

@@ -174,6 +174,12 @@ SETTINGS: dict[str, Setting] = {
 """Every setting by its public name."""
 
 
+_WORDS: dict[tuple[str, object], Value] = {
+    ("port", AUTO_PORT): AUTO_PORT,
+    ("health.endpoint", "none"): "",  # nothing tells whether it is ready, or alive
+}
+
+
 def parse_settings(raw: Mapping[str, object]) -> dict[str, Value | None]:
     """What a caller gave, checked one by one and in canonical form; None means "the default again".
 
@@ -187,8 +193,8 @@ def parse_settings(raw: Mapping[str, object]) -> dict[str, Value | None]:
         if value == "":
             parsed[name] = None
             continue
-        if name == "port" and value == AUTO_PORT:
-            parsed[name] = AUTO_PORT
+        if isinstance(value, str) and (name, value) in _WORDS:
+            parsed[name] = _WORDS[name, value]
             continue
         try:
             parsed[name] = setting.kind.parse(value)

@@ -30,6 +30,8 @@ def check_name(name: str) -> str:
         raise InvalidName(f"name {name!r}: use letters, digits and . _ : - only, and begin with a letter or a digit")
     if len(name) > _MAX_LENGTH:
         raise InvalidName(f"name {name[:20]!r}…: has {len(name)} characters, at most {_MAX_LENGTH} are possible")
+    if name.endswith("-"):
+        raise InvalidName(f"name {name!r}: must not end with -, since its drop-in folder would apply to every {name}…")
     if name.endswith(_UNIT_SUFFIXES):
         raise InvalidName(f"name {name!r}: must not end like a unit's name; leave the suffix out")
     return name
@@ -62,6 +64,11 @@ def _escape(text: str) -> str:
 def model_path(name: str) -> str:
     """The object path of a model."""
     return MODEL_PREFIX + _escape(name)
+
+
+def model_of_path(path: str) -> str:
+    """The model of an object path, whether there is one or not."""
+    return re.sub("_([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), path.removeprefix(MODEL_PREFIX))
 
 
 def job_path(job_id: int) -> str:

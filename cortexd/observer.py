@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from cortexd import journal
-from cortexd.catalog import Catalog, Ending, Model
+from cortexd.catalog import Catalog, Model, Serving
 from cortexd.errors import CortexError
-from cortexd.events import Event, Priority
+from cortexd.events import Ending, Event, Priority
 from cortexd.health.monitor import Monitor, Watched
 from cortexd.health.policy import Decision, HealthState
 from cortexd.health.probe import Prober
@@ -66,8 +68,8 @@ class Observer:
         for model, unit in found:
             if unit.running:
                 await self._adopt(model, unit)
-            elif unit.active_state == "failed":
-                await self._finish_stop(model, unit)
+            elif unit.invocation_id:
+                await self._catch_up(model, unit)
             self.watch(model)
 
     async def close(self) -> None:
@@ -94,25 +96,50 @@ class Observer:
         except CortexError as e:
             log.error("event %s of %s is lost: %s", event.kind, event.model, e)
 
-    async def _adopt(self, model: Model, unit: UnitState) -> None:
-        known = await self._store.events(EventQuery(models=[model.name], kinds=["run"], limit=1))
-        if not known or known[-1].invocation_id != unit.invocation_id:
-            message = "run began while cortexd was not there"
-            self._write(Event(model=model.name, kind="run", message=message, invocation_id=unit.invocation_id))
+    async def _last(self, model: Model, *kinds: str) -> Event | None:
+        found = await self._store.events(EventQuery(models=[model.name], kinds=kinds, limit=1))
+        return found[0] if found else None
 
-    async def _finish_stop(self, model: Model, unit: UnitState) -> None:
-        """A stop that was asked for ends stopped, also when cortexd did not live to see that it took SIGKILL."""
-        asked = await self._store.events(EventQuery(models=[model.name], kinds=["stop"], limit=1))
-        if asked and asked[-1].invocation_id == unit.invocation_id != "":
-            self._tell(model, "stop-unclean", f"the stop asked for ended with: {describe_end(unit)}", Priority.WARNING)
-            await self._systemd.reset_failed(model.unit)
+    async def _adopt(self, model: Model, unit: UnitState) -> None:
+        """Take over a run; the event of its begin tells what it was started with."""
+        run = unit.invocation_id
+        known = await self._last(model, "run")
+        if known and known.invocation_id == run and {"url", "endpoint", "digest"} <= known.details.keys():
+            told = known.details
+            model.serving = Serving(run, str(told["url"]), str(told["endpoint"]), str(told["digest"]))
+            return
+        model.serving = model.definition.serving(run, known=not model.rewritten)
+        if not known or known.invocation_id != run:
+            message = "run began while cortexd was not there"
+            self._write(
+                Event(model=model.name, kind="run", message=message, invocation_id=run, details=_told(model.serving))
+            )
+
+    async def _catch_up(self, model: Model, unit: UnitState) -> None:
+        """Say how a run ended while cortexd was not there. A stop that was asked for ends stopped, also when it took
+        SIGKILL and nobody lived to see it."""
+        asked, ended = (
+            await self._last(model, "stop"),
+            await self._last(model, "ended", "failed", "stopped", "stop-unclean"),
+        )
+        if ended and ended.invocation_id == unit.invocation_id:
+            return
+        if asked and asked.invocation_id == unit.invocation_id:
+            model.ending = Ending(unit.invocation_id, "stop")
+            if unit.active_state == "failed":
+                message = f"the stop asked for ended with: {describe_end(unit)}"
+                self._tell(model, "stop-unclean", message, Priority.WARNING, run=unit.invocation_id)
+                await self._systemd.reset_failed(model.unit)
+                return
+        self._report(model, replace(unit, active_state="active", sub_state="running"), unit)
 
     def added(self, model: Model) -> None:
         """A model was registered."""
         self._seen[model.name] = self._systemd.cached(model.unit)
 
-    def removed(self, name: str) -> None:
-        """A model was unregistered."""
+    async def removed(self, name: str) -> None:
+        """A model was unregistered: forget it, and the logs of its failed runs."""
+        await asyncio.to_thread(shutil.rmtree, self._scope.logs / name, ignore_errors=True)
         self._monitor.forget(name)
         self._seen.pop(name, None)
         if pending := self._settling.pop(name, None):
@@ -121,9 +148,13 @@ class Observer:
     def watch(self, model: Model) -> None:
         """Watch a running model's health, or no longer, as its settings and its unit say."""
         unit = self._systemd.cached(model.unit)
+        if not unit.running:
+            model.serving = Serving()
+        elif model.serving.run != unit.invocation_id:
+            model.serving = model.definition.serving(unit.invocation_id)
         if model.health.run != unit.invocation_id:
             model.health = HealthState(run=unit.invocation_id)
-        if unit.active_state == "active" and model.spec.health.enabled and model.spec.health.endpoint:
+        if unit.active_state == "active" and model.spec.health.enabled and model.endpoint:
             # A unit that is not ours may lack the waiter: active does not mean ready then.
             grace = 0.0 if model.file_state is FileState.CURRENT else model.spec.health.startup_delay
             run = unit.invocation_id
@@ -152,15 +183,16 @@ class Observer:
         """This state will last a while: say what has happened since the last such one."""
         old = self._seen.get(model.name, UnitState(unit=model.unit))
         self._seen[model.name] = new
-        ours = model.ending.run and model.ending.run in (new.invocation_id, old.invocation_id)
-        ending = model.ending.by if ours else ""
-        for event in transitions(model.name, old, new, ending=ending):
+        self.watch(model)
+        self._report(model, old, new)
+        self._on_change(model.name)
+
+    def _report(self, model: Model, old: UnitState, new: UnitState) -> None:
+        for event in transitions(model.name, old, new, model.ending):
             log.log(_LEVELS[event.priority], "%s: %s", model.name, event.message)
-            self._write(event)
+            self._write(replace(event, details=_told(model.serving)) if event.kind == "run" else event)
             if event.kind in _ENDED_BADLY and event.priority is not Priority.INFO:
                 _spawn(self._tasks, self._save_log(model.name, event.invocation_id))
-        self.watch(model)
-        self._on_change(model.name)
 
     async def _save_log(self, name: str, run: str) -> None:
         try:
@@ -190,22 +222,26 @@ class Observer:
         Restart=on-failure. What a person stopped meanwhile has no such run any more.
         """
         what = f"{health.failures} health probes failed in a row, the last: {health.reason}"
+        first = health.failures == model.spec.health.max_failures
         if model.spec.restart.restart == "no":
-            self._tell(model, "unhealthy", f"{what}; not restarted, since Restart=no", Priority.ERROR)
+            if first:
+                self._tell(model, "unhealthy", f"{what}; not restarted, since Restart=no", Priority.ERROR)
             return
-        self._tell(model, "health-restart", f"{what}; it is killed and systemd starts it again", Priority.ERROR)
-        model.ending = Ending(health.run, "health")
+        if first:
+            self._tell(model, "health-restart", f"{what}; it is killed and systemd starts it again", Priority.ERROR)
+        model.ending = Ending(health.run, "health", signal.SIGKILL)
         try:
             if not await self._systemd.kill_run(health.run, signal.SIGKILL):
                 log.info("%s: its unhealthy run was over already", model.name)
         except CortexError as e:
-            log.error("%s: its unhealthy run could not be ended: %s", model.name, e)
+            log.error("%s: its unhealthy run could not be ended, which the next probe tries again: %s", model.name, e)
 
-    def _tell(self, model: Model, kind: str, message: str, priority: Priority = Priority.INFO) -> None:
+    def _tell(
+        self, model: Model, kind: str, message: str, priority: Priority = Priority.INFO, run: str | None = None
+    ) -> None:
         log.log(_LEVELS[priority], "%s: %s", model.name, message)
-        self._write(
-            Event(model=model.name, kind=kind, message=message, priority=priority, invocation_id=model.health.run)
-        )
+        run = model.health.run if run is None else run
+        self._write(Event(model=model.name, kind=kind, message=message, priority=priority, invocation_id=run))
 
 
 def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
@@ -220,4 +256,8 @@ _LEVELS = {Priority.INFO: logging.INFO, Priority.WARNING: logging.WARNING, Prior
 
 def health_url(model: Model) -> str:
     """The model's health endpoint."""
-    return model.url + model.spec.health.endpoint
+    return model.url + model.endpoint
+
+
+def _told(serving: Serving) -> dict[str, str]:
+    return {"url": serving.url, "endpoint": serving.endpoint, "digest": serving.digest}

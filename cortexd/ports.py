@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import pwd
@@ -9,7 +10,7 @@ import socket
 from collections.abc import Collection
 from pathlib import Path
 
-from cortexd.errors import PortInUse
+from cortexd.errors import InvalidConfig, PortInUse
 from cortexd.waiter import Listener, answers_to, listeners
 
 _FIRST = 8000
@@ -53,7 +54,9 @@ def _can_bind(address: str, port: int) -> bool:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((address, port))
-        except OSError:
+        except OSError as e:
+            if e.errno == errno.EADDRNOTAVAIL:
+                raise InvalidConfig(f"host={address!r}: is no address of this machine; use one that it has") from None
             return False
         return True
 

@@ -14,6 +14,7 @@ from cortexd.errors import InvalidConfig
 from cortexd.kinds import Value
 from cortexd.model import AUTO_PORT, DEFAULT_BACKEND, ModelSpec, parse_settings
 from cortexd.ports import free_port
+from cortexd.scope import Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,11 @@ class Caller:
 
 
 def fill_in(
-    given: Mapping[str, Value | None], old: Mapping[str, Value], caller: Caller, others: Sequence[ModelSpec]
+    given: Mapping[str, Value | None],
+    old: Mapping[str, Value],
+    caller: Caller,
+    scope: Scope,
+    others: Sequence[ModelSpec],
 ) -> dict[str, Value]:
     """The complete explicit settings; blocking (looks at files and sockets). `others` are the other models, whose
     ports "auto" avoids. Raises InvalidConfig."""
@@ -35,12 +40,16 @@ def fill_in(
         if value is None:
             explicit.pop(name, None)
     backend = backend_of(str(explicit.get("backend", DEFAULT_BACKEND)))
-    if given.get("path"):
-        explicit["path"] = _local(str(explicit["path"]), caller)
-    if given.get("exec"):
-        explicit["exec"] = _executable(str(explicit["exec"]), caller)
-    elif "exec" not in explicit or ("backend" in given and given["backend"] != old.get("backend", DEFAULT_BACKEND)):
-        found = backend.find(caller.search_path or os.environ.get("PATH", os.defpath))
+    search_path = _search_path(caller, scope)
+    try:
+        if given.get("path"):
+            explicit["path"] = _local(str(explicit["path"]), caller, scope)
+        if given.get("exec"):
+            explicit["exec"] = _executable(str(explicit["exec"]), caller, scope, search_path)
+    except OSError as e:
+        raise InvalidConfig(f"{e.filename!r}: {e.strerror}; check the path and its folders") from None
+    if "exec" not in explicit or (not given.get("exec") and backend.name != old.get("backend", backend.name)):
+        found = backend.find(search_path)
         if found is None:
             raise InvalidConfig(backend.missing())
         explicit["exec"] = found
@@ -52,21 +61,27 @@ def fill_in(
     return explicit
 
 
-def _local(path: str, caller: Caller) -> str:
-    """An absolute path for what is a local file or folder to the caller; a reference stays as it is."""
+def _search_path(caller: Caller, scope: Scope) -> str:
+    """The caller's PATH, its relative parts as the caller means them."""
+    parts = (caller.search_path or scope.search_path).split(":")
+    return ":".join(str(Path(caller.working_directory or "/", part)) for part in parts if part)
+
+
+def _local(path: str, caller: Caller, scope: Scope) -> str:
+    """An absolute path for what is a local file or folder to the caller; a reference stays as it is. Raises OSError."""
     if path == "~" or path.startswith("~/"):
-        path = str(Path(path).expanduser())
+        path = str(scope.home) + path[1:]
     if path.startswith("/"):
         return os.path.normpath(path)
     if caller.working_directory.startswith("/"):
         here = Path(caller.working_directory, path)
-        if path.startswith(("./", "../")) or here.exists():
+        if path.startswith(("./", "../")) or os.path.lexists(here):
             return os.path.normpath(here)
     return path
 
 
-def _executable(file: str, caller: Caller) -> str:
-    path = _local(file, caller) if "/" in file else shutil.which(file, path=caller.search_path or None)
+def _executable(file: str, caller: Caller, scope: Scope, search_path: str) -> str:
+    path = _local(file, caller, scope) if "/" in file else shutil.which(file, path=search_path)
     if path is None:
         raise InvalidConfig(f"exec={file!r}: is not on your PATH; give its path")
     if not path.startswith("/"):

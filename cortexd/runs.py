@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cortexd.events import Event, Priority
+from cortexd.events import Ending, Event, Priority
 from cortexd.states import describe_end
 from cortexd.systemd.protocol import UnitState
 
 _CLD_KILLED = 2
 
 
-def transitions(model: str, old: UnitState, new: UnitState, *, ending: str) -> Iterator[Event]:
+def transitions(model: str, old: UnitState, new: UnitState, ending: Ending) -> Iterator[Event]:
     """The events between two states; states in between may have been missed, so each event stands on `new` alone.
 
-    `ending`: how cortexd itself brought this run to its end: stop (nobody's failure), kill, health, or empty.
+    `ending`: how cortexd itself brings some run to its end; a stop is nobody's failure.
     """
-
-    explained = ending == "stop"
+    by = ending if ending.run and ending.run in (new.invocation_id, old.invocation_id) else Ending()
+    explained = by.by == "stop"
 
     def event(kind: str, message: str, priority: Priority = Priority.INFO, run: str = "") -> Event:
         return Event(model=model, kind=kind, message=message, priority=priority, invocation_id=run or new.invocation_id)
@@ -30,12 +30,12 @@ def transitions(model: str, old: UnitState, new: UnitState, *, ending: str) -> I
     restarts = new.sub_state.startswith("auto-restart") and not old.sub_state.startswith("auto-restart")
     if restarts and not explained:
         why = describe_end(new) or "the server ended by itself"
-        yield event("ended", _sender(new, why, ending) + "; systemd starts it again", Priority.WARNING)
+        yield event("ended", _sender(new, why, by) + "; systemd starts it again", Priority.WARNING)
     if new.active_state == "failed" and (old.active_state != "failed" or new_run) and not explained:
-        yield event("failed", _sender(new, describe_end(new), ending), Priority.ERROR)
+        yield event("failed", _sender(new, describe_end(new), by), Priority.ERROR)
     if new.active_state == "inactive" and old.running and not explained:
         if new.exec_main_code == _CLD_KILLED:
-            yield event("ended", _sender(new, describe_end(new), ending), Priority.WARNING)
+            yield event("ended", _sender(new, describe_end(new), by), Priority.WARNING)
         else:
             yield event("ended", describe_end(new) or "stopped, or ended by itself with status 0")
     elif new.active_state == "inactive" and old.running:
@@ -47,8 +47,10 @@ def _ready_message(unit: UnitState) -> str:
     return f"ready after {seconds:.1f} s" if unit.exec_main_start and 0 <= seconds < 86400 else "ready"
 
 
-def _sender(unit: UnitState, why: str, ending: str) -> str:
+def _sender(unit: UnitState, why: str, ending: Ending) -> str:
     """Who sent the signal that ended it, as far as that can be known: nobody records a signal's sender."""
     if unit.exec_main_code != _CLD_KILLED or unit.result not in ("signal", "success"):
         return why
-    return why + {"health": " after failed health probes", "kill": " (cortexctl kill)"}.get(ending, " from outside")
+    if ending.signal != unit.exec_main_status:
+        return why + " from outside"
+    return why + {"health": " after failed health probes", "kill": " (cortexctl kill)"}[ending.by]

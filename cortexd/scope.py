@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cortexd.bus import session_address
+
+_FOLDER_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "LLAMA_CACHE", "OLLAMA_MODELS", "VLLM_CACHE_ROOT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,14 @@ class Scope:
     data: Path
     """Database, logs of failed runs; 0700, hidden from every model."""
     cache: Path
-    runtime: Path
+    search_path: str
+    """PATH, for callers that send none."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Of the manager's environment, those that say where backends keep what they download."""
+
+    def kept_in(self, variable: str, default: Path) -> Path:
+        """The folder that the manager's environment names by `variable`, else `default`."""
+        return Path(self.variables.get(variable) or default)
 
     @property
     def database(self) -> Path:
@@ -56,5 +65,6 @@ def user_scope(environ: Mapping[str, str]) -> Scope:
         unit_folder=folder("XDG_CONFIG_HOME", ".config") / "systemd" / "user",
         data=home / ".cortex",
         cache=folder("XDG_CACHE_HOME", ".cache"),
-        runtime=Path(environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"),
+        search_path=environ.get("PATH") or os.defpath,
+        variables={name: value for name in _FOLDER_VARIABLES if (value := environ.get(name, "")).startswith("/")},
     )

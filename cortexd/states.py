@@ -83,8 +83,8 @@ def _systemd_step(status: int) -> str:
     return f" ({steps[status]})" if status in steps else ""
 
 
-def judge(unit: UnitState, health: HealthState, spec: ModelSpec, *, stop_asked: bool = False) -> Judgement:
-    """The state of a model."""
+def judge(unit: UnitState, health: HealthState, spec: ModelSpec, *, ending: str = "") -> Judgement:
+    """The state of a model. `ending`: how cortexd itself brings this run to its end (stop, kill, health), or empty."""
     active, sub = unit.active_state, unit.sub_state
     if active in ("inactive", "failed") and unit.job:
         # A queued start, or the moment within a restart when nothing runs.
@@ -92,23 +92,18 @@ def judge(unit: UnitState, health: HealthState, spec: ModelSpec, *, stop_asked: 
     if active == "failed":
         return Judgement(State.FAILED, describe_end(unit))
     if active == "deactivating":
-        condemned = health.restarting and health.run == unit.invocation_id and not stop_asked
-        return Judgement(State.RESTARTING, health.reason) if condemned else Judgement(State.STOPPING)
+        return Judgement(State.RESTARTING, health.reason) if ending == "health" else Judgement(State.STOPPING)
     if active in ("activating", "reloading", "refreshing"):
         if sub.startswith("auto-restart") or sub == "failed-before-auto-restart":
             pause = f"systemd starts it again {spec.restart.restart_seconds:g} s after its end"
-            why = health.reason if health.restarting and health.run == unit.invocation_id else describe_end(unit)
+            why = health.reason if ending == "health" else describe_end(unit)
             return Judgement(State.RESTARTING, "; ".join(filter(None, (why, pause))))
         return Judgement(State.STARTING, unit.status_text)
     if active != "active":
         return Judgement(State.STOPPED)
     if health.run == unit.invocation_id and health.failures:
         limit = spec.health.max_failures
-        if health.restarting or health.failures >= limit:
+        if health.failures >= limit:
             return Judgement(State.UNHEALTHY, health.reason)
         return Judgement(State.DEGRADED, f"{health.reason} ({health.failures} of {limit} failed probes in a row)")
     return Judgement(State.READY)
-
-
-RUNNING = frozenset({State.READY, State.BUSY, State.DEGRADED, State.UNHEALTHY})
-"""The states that count as active."""

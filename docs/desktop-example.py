@@ -3,13 +3,21 @@
 
 from jeepney import DBusAddress, new_method_call
 from jeepney.io.blocking import open_dbus_connection
+from jeepney.wrappers import unwrap_msg
 
+NAME, ROOT = "org.cortexlinux.Cortex1", "/org/cortexlinux/Cortex1"
 bus = open_dbus_connection("SESSION")
-manager = DBusAddress("/org/cortexlinux/Cortex1", "org.cortexlinux.Cortex1", "org.cortexlinux.Cortex1.Manager")
-(models,) = bus.send_and_get_reply(new_method_call(manager, "ListModels", "asa{sv}", ([], {}))).body
-running = [model["Name"][1] for model in models if model["State"][1] in ("ready", "busy", "degraded", "unhealthy")]
+
+
+def call(path, interface, member, signature, *body):
+    message = new_method_call(DBusAddress(path, NAME, f"{NAME}.{interface}"), member, signature, body)
+    return unwrap_msg(bus.send_and_get_reply(message))[0]
+
+
+models = call(ROOT, "Manager", "ListModels", "asa{sv}", [], {})
+running = [m["Name"][1] for m in models if m["State"][1] in ("ready", "busy", "degraded", "unhealthy")]
+for job in [call(ROOT, "Manager", "StopModel", "s", name) for name in running]:
+    call(job, "Job", "Wait", "a{sv}", {})  # memory and ports are free when it returns
+input(f"stopped: {', '.join(running) or 'nothing'}; press Enter to start again ")
 for name in running:
-    bus.send_and_get_reply(new_method_call(manager, "StopModel", "s", (name,)))
-input(f"stopped {', '.join(running) or 'nothing'}; press Enter to start again ")
-for name in running:
-    bus.send_and_get_reply(new_method_call(manager, "StartModel", "s", (name,)))
+    call(ROOT, "Manager", "StartModel", "s", name)

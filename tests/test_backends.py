@@ -43,7 +43,7 @@ def after(plan: LaunchPlan, flag: str) -> str:
 
 
 def check(backend: str, **explicit: Value) -> None:
-    BACKENDS[backend].check(spec_of(backend, **explicit))
+    BACKENDS[backend].check(spec_of(backend, "m", **explicit))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -299,7 +299,10 @@ def test_drip_feeding_does_not_outlast_the_time_out() -> None:
 
 
 def test_a_server_that_never_answers() -> None:
-    with tcp_server(lambda connection, _: connection.recv(1) and None) as server:
+    def talk(connection: socket.socket, _: bytes) -> None:
+        connection.recv(1)  # ends when the client goes away
+
+    with tcp_server(talk) as server:
         begin = time.monotonic()
         with pytest.raises(TimeoutError):
             server.ask(timeout=0.2)
@@ -449,7 +452,9 @@ class Wait:
         self.main = subprocess.Popen(["sleep", "infinity"])
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self, port: int, *, timeout: float = 20, pid: str | None = None, **environment: str) -> None:
+    def start(
+        self, port: int, *, timeout: float = 20, pid: str | None = None, environment: Mapping[str, str] = {}
+    ) -> None:
         command = self.command.replace("@PORT@", str(port)).replace("@TIMEOUT@", f"{timeout:g}")
         variables = {"NOTIFY_SOCKET": self.notified.address, "MAINPID": str(self.main.pid) if pid is None else pid}
         argv = unit_text.expanded_argv(command, **variables)
@@ -585,7 +590,7 @@ def test_the_models_environment_does_not_matter(wait: Wait, tmp_path: Path) -> N
     crashed = subprocess.run([sys.executable, "-c", ""], env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=False)
     assert crashed.returncode == 77  # or this test would show nothing
     with tcp_server(saying(OK)) as server:
-        wait.start(server.port, **hostile)
+        wait.start(server.port, environment=hostile)
         assert wait.end() == (0, "")
 
 

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from cortexd.bus import DBUS, DBUS_PATH, Bus, BusError, BusGone, BusTimeout, Call
-from cortexd.errors import InvalidConfig
+from cortexd.errors import InvalidArgs
 from cortexd.registration import Caller
 
 
 def options_of(options: Mapping[str, Any], **known: type) -> dict[str, Any]:
-    """The options given, checked against the `known` names and types. Raises InvalidConfig."""
+    """The options given, checked against the `known` names and types. Raises InvalidArgs."""
     for name, value in options.items():
         kind = known.get(name)
         if kind is None:
-            raise InvalidConfig(f"unknown option {name!r}; known are: {', '.join(known) or 'none'}")
+            raise InvalidArgs(f"unknown option {name!r}; known are: {', '.join(known) or 'none'}")
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise InvalidConfig(f"option {name!r} has the type {type(value).__name__}, not {kind.__name__}")
+            raise InvalidArgs(f"option {name!r} has the type {type(value).__name__}, not {kind.__name__}")
     return dict(options)
 
 

@@ -19,7 +19,7 @@ def model_properties(view: ModelView) -> dict[str, Any]:
     model, unit, health = view.model, view.unit, view.model.health
     current = health.run == unit.invocation_id and unit.active_state == "active"
     policy = model.spec.health
-    word = "off" if not (policy.enabled and policy.endpoint) else "unknown"
+    word = "off" if not (policy.enabled and model.endpoint) else "unknown"
     if word == "unknown" and current and health.probed:
         word = "failing" if health.failures else "healthy"
     return {
@@ -33,7 +33,7 @@ def model_properties(view: ModelView) -> dict[str, Any]:
         "HealthFailures": health.failures if current else 0,
         "URL": model.url,
         "Settings": settings_values(view),
-        "RestartNeeded": view.restart_needed,
+        "RestartNeeded": model.outdated,
         "Warnings": list(model.warnings),
         "LoadState": unit.load_state,
         "ActiveState": unit.active_state,
@@ -65,7 +65,7 @@ def probe_values(view: ModelView, probe: Probe) -> dict[str, Variant]:
     """The outcome of a probe that was asked for, and where the liveness loop stands."""
     model = view.model
     policy, failures = model.spec.health, model.health.failures
-    if not (policy.enabled and policy.endpoint):
+    if not (policy.enabled and model.endpoint):
         coming = "nothing: health checks are off"
     elif view.unit.active_state != "active":
         coming = "nothing: the model is not running"

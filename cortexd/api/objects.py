@@ -12,11 +12,21 @@ from cortexd.api.caller import caller_of, options_of
 from cortexd.api.interfaces import load
 from cortexd.api.server import Exported, Server
 from cortexd.bus import Bus, Call, Variant
-from cortexd.errors import InvalidConfig
-from cortexd.jobs import Job, JobState
+from cortexd.errors import CortexError, InvalidConfig, NoSuchJob, NoSuchModel
+from cortexd.jobs import KEEP_SECONDS, Job, JobState
 from cortexd.manager import Manager
 from cortexd.model import SETTINGS
-from cortexd.names import JOB_INTERFACE, MANAGER_INTERFACE, MODEL_INTERFACE, ROOT_PATH, job_path, model_path
+from cortexd.names import (
+    JOB_INTERFACE,
+    JOB_PREFIX,
+    MANAGER_INTERFACE,
+    MODEL_INTERFACE,
+    MODEL_PREFIX,
+    ROOT_PATH,
+    job_path,
+    model_of_path,
+    model_path,
+)
 from cortexd.registration import Caller
 from cortexd.store import EventQuery
 from cortexd.systemd.protocol import UnitUsage
@@ -67,7 +77,8 @@ class ManagerObject(Exported):
     async def ListModels(self, call: Call, patterns: list[str], options: dict[str, Any]) -> list[Any]:
         given = options_of(options, settings=bool, usage=bool)
         names = self._manager.match(patterns)
-        await self._manager.refresh([name for name in names if name in patterns])
+        if given:  # somebody looks closely
+            await self._manager.refresh([name for name in names if name in patterns])
         usage = await self._manager.usage(names) if given.get("usage") else {}
         kinds = load(MODEL_INTERFACE).properties
         models = []
@@ -136,7 +147,11 @@ class ModelObject(Exported):
 
     async def Start(self, call: Call, options: dict[str, Any]) -> list[Any]:
         enable = options_of(options, enable=bool).get("enable", False)
-        return [_path(await self._manager.life.start(self._name, await self._caller(call), enable=enable))]
+        caller = await self._caller(call)
+        job = await self._manager.life.start(self._name, caller)
+        if enable:
+            job.warnings += await self._manager.enable(self._name, caller, linger=False)
+        return [_path(job)]
 
     async def Stop(self, call: Call, options: dict[str, Any]) -> list[Any]:
         options_of(options)
@@ -226,17 +241,23 @@ def _text(path: Path) -> str:
         return f"# {e.strerror}\n"
 
 
+def _missing(path: str) -> CortexError | None:
+    if path.startswith(JOB_PREFIX):
+        return NoSuchJob(f"job {path.removeprefix(JOB_PREFIX)} is unknown, or ended more than {KEEP_SECONDS:g} s ago")
+    if path.startswith(MODEL_PREFIX):
+        return NoSuchModel(model_of_path(path))
+    return None
+
+
 def export(bus: Bus, server: Server, manager: Manager) -> None:
     """Put every object on the bus, and keep them so as models and jobs come and go."""
     root = ManagerObject(bus, manager)
+    server.missing = _missing
     server.add(ROOT_PATH, root)
 
     def add(name: str) -> None:
         server.add(model_path(name), ModelObject(bus, manager, name), managed=True)
         server.update(ROOT_PATH)
-        # Warnings about a common port concern the other models, too.
-        for other in manager.catalog.models:
-            server.update(model_path(other))
 
     def remove(name: str) -> None:
         server.remove(model_path(name))

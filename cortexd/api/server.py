@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cortexd.api.interfaces import Interface
@@ -63,6 +63,8 @@ class Server:
         self._managed: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        self.missing: Callable[[str], CortexError | None] = lambda path: None
+        """What to answer for a path where no object is, if it is not the bus's own UnknownObject."""
         bus.serve(self._dispatch)
 
     def add(self, path: str, exported: Exported, *, managed: bool = False) -> None:
@@ -141,6 +143,8 @@ class Server:
         if call.interface == INTROSPECTABLE and call.member == "Introspect":
             return "s", [self._introspect(call.path)]
         interfaces = self._objects.get(call.path)
+        if interfaces is None and (error := self.missing(call.path)):
+            raise error
         if interfaces is None:
             raise _Refused("UnknownObject", f"there is no object {call.path}")
         if call.interface == PROPERTIES:

@@ -52,6 +52,8 @@ class Backend(ABC):
     tasks_max: ClassVar[int] = 512
     restart: ClassVar[str] = "on-failure"
     takes_extra_args: ClassVar[bool] = True
+    owned: ClassVar[Mapping[str, str]] = {}
+    """Arguments that a setting gives, and the setting: in extra_args they would contradict it."""
     splits: ClassVar[bool] = True
     """Whether tensor_parallel means anything to it."""
 
@@ -86,6 +88,9 @@ class Backend(ABC):
             raise InvalidConfig(f"tensor_parallel={spec.tensor_parallel}: {self.name} has no such option; leave it out")
         if spec.extra_args and not self.takes_extra_args:
             raise InvalidConfig(f"extra_args={spec.extra_args!r}: {self.name} takes no arguments; leave it out")
+        for word in extra(spec):
+            if setting := self.owned.get(word.partition("=")[0]):
+                raise InvalidConfig(f"extra_args={word!r}: is given by a setting; use {setting}=")
 
     @abstractmethod
     def plan(self, spec: ModelSpec, scope: Scope) -> LaunchPlan:
@@ -137,6 +142,14 @@ def local_model(spec: ModelSpec) -> tuple[Path, ...]:
     return (path.parent,) if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name) else (path,)
 
 
-def hub_cache(scope: Scope) -> tuple[Path, ...]:
-    """Where models from the Hugging Face hub are kept (HF_HOME's default)."""
-    return (scope.cache / "huggingface",)
+def hub_cache(scope: Scope) -> dict[str, str]:
+    """Where models from the Hugging Face hub are kept, by variable. Said in the unit, so that the folder that the sandbox
+    opens is the one that the server uses."""
+    home = scope.kept_in("HF_HOME", scope.cache / "huggingface")
+    return {"HF_HOME": str(home), "HF_HUB_CACHE": str(scope.kept_in("HF_HUB_CACHE", home / "hub"))}
+
+
+def folders(environment: Mapping[str, str]) -> tuple[Path, ...]:
+    """The folders that such variables name, without those that lie in another of them."""
+    paths = [Path(value) for value in environment.values()]
+    return tuple(p for p in paths if not any(p != q and p.is_relative_to(q) for q in paths))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from cortexd.backends.base import (
     Backend,
     LaunchPlan,
     extra,
+    folders,
     gpu_environment,
-    hub_cache,
     is_reference,
     local_model,
 )
@@ -33,6 +37,17 @@ class LlamaCpp(Backend):
     executables = ("llama-server",)
     endpoint = "/health"
 
+    owned: ClassVar[Mapping[str, str]] = {
+        "--host": "host",
+        "--port": "port",
+        "-m": "path",
+        "--model": "path",
+        "-hf": "path",
+        "--hf-repo": "path",
+        "-c": "max_model_len",
+        "--ctx-size": "max_model_len",
+    }
+
     def check(self, spec: ModelSpec) -> None:
         """A local path must be a GGUF file."""
         super().check(spec)
@@ -52,7 +67,10 @@ class LlamaCpp(Backend):
             argv += ["--n-gpu-layers", "0"]
         if spec.tensor_parallel > 1:
             argv += ["--split-mode", "row"]
-        environment = gpu_environment(spec)
+        caches = {}
+        if is_reference(spec.path):
+            caches = {"LLAMA_CACHE": str(scope.kept_in("LLAMA_CACHE", scope.cache / "llama.cpp"))}
+        environment = gpu_environment(spec) | caches
         # The prompt cache lies beside the model in memory and would run into the limit. As a variable, since servers
         # from before it refuse the flag.
         memory = spec.limits.memory
@@ -62,7 +80,7 @@ class LlamaCpp(Backend):
             argv=(*argv, *extra(spec)),
             environment=environment,
             unset_environment=OTHER_MODEL,
-            writes=(scope.cache / "llama.cpp", *hub_cache(scope)) if is_reference(spec.path) else (),
+            writes=folders(caches),
             reads=local_model(spec),
             # A request in flight outlives SIGTERM for as long as it takes.
             stop_seconds=20,
@@ -71,8 +89,11 @@ class LlamaCpp(Backend):
 
 def _check_gguf(path: Path) -> None:
     try:
-        with path.open("rb") as file:
-            magic = file.read(len(_GGUF_MAGIC))
+        # A FIFO would let us wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            magic = file.read(len(_GGUF_MAGIC)) if regular else b""
     except OSError as e:
         raise InvalidConfig(f"path={str(path)!r}: {e.strerror}; give the path of a GGUF file") from None
     if magic != _GGUF_MAGIC:

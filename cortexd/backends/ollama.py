@@ -10,7 +10,8 @@ from cortexd.scope import Scope
 
 
 class Ollama(Backend):
-    """`ollama serve`: everything is told by environment variables, and the model by its API."""
+    """`ollama serve`: everything is told by environment variables. Which model it loads is for its clients to say, since
+    the command names none; `path` is what it is registered for."""
 
     name = "ollama"
     executables = ("ollama",)
@@ -23,13 +24,15 @@ class Ollama(Backend):
         return super().defaults(gpus) | {"TasksMax": 4096}
 
     def plan(self, spec: ModelSpec, scope: Scope) -> LaunchPlan:
-        """One server for one model that stays loaded."""
+        """A server that keeps one model loaded."""
+        models = scope.kept_in("OLLAMA_MODELS", scope.home / ".ollama" / "models")
         address = f"[{spec.host}]" if ":" in spec.host else spec.host
         environment = gpu_environment(spec) | {
             "OLLAMA_HOST": f"{address}:{spec.port}",
             "OLLAMA_CONTEXT_LENGTH": str(spec.max_model_len),
             "OLLAMA_KEEP_ALIVE": "-1",
             "OLLAMA_MAX_LOADED_MODELS": "1",
+            "OLLAMA_MODELS": str(models),
         }
         if not spec.gpus:
             environment |= {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}  # its word for "CPU only"
@@ -37,7 +40,7 @@ class Ollama(Backend):
             argv=(spec.exec, "serve"),
             environment=environment,
             unset_environment=OTHER_MODEL,  # it hands its environment on to its llama-server
-            writes=(scope.home / ".ollama",),
+            writes=(scope.home / ".ollama", models),
             reads=local_model(spec),
             stop_seconds=30,
         )

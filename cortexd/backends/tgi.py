@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from cortexd.backends.base import Backend, LaunchPlan, extra, gpu_environment, hub_cache, local_model, path_environment
+from collections.abc import Mapping
+from typing import ClassVar
+
+from cortexd.backends.base import (
+    Backend,
+    LaunchPlan,
+    extra,
+    folders,
+    gpu_environment,
+    hub_cache,
+    local_model,
+    path_environment,
+)
 from cortexd.kinds import Value
 from cortexd.model import ModelSpec
 from cortexd.scope import Scope
@@ -26,6 +38,17 @@ class Tgi(Backend):
         "marlin",
     )  # fmt: skip
 
+    owned: ClassVar[Mapping[str, str]] = {
+        "--hostname": "host",
+        "--port": "port",
+        "-p": "port",
+        "--model-id": "path",
+        "--num-shard": "tensor_parallel",
+        "--quantize": "quantization",
+        "--max-total-tokens": "max_model_len",
+        "--cuda-memory-fraction": "gpu_memory_utilization",
+    }
+
     def defaults(self, gpus: int) -> dict[str, Value]:
         """A shard has as many threads as a vLLM engine."""
         return super().defaults(gpus) | {"TasksMax": 4096 * max(1, gpus)}
@@ -43,15 +66,16 @@ class Tgi(Backend):
         argv += ["--cuda-memory-fraction", f"{spec.gpu_memory_utilization:g}"]
         argv += ["--prometheus-port", str(_beside(spec.port, 10000)), "--master-port", str(_beside(spec.port, 20000))]
         argv += ["--shard-uds-path", f"/tmp/cortex-{spec.name}-{spec.port}"]
+        caches = hub_cache(scope)
         if spec.quantization:
             argv += ["--quantize", spec.quantization]
         return LaunchPlan(
             argv=(*argv, *extra(spec)),
             # It runs text-generation-server and text-generation-router, which lie beside it.
-            environment=gpu_environment(spec) | path_environment(spec),
+            environment=gpu_environment(spec) | path_environment(spec) | caches,
             # It reads bare names that other programs set for other purposes.
             unset_environment=("PORT", "HOSTNAME", "MODEL_ID", "API_KEY", "NUM_SHARD", "QUANTIZE", "REVISION", "DTYPE"),
-            writes=(*hub_cache(scope), scope.home / ".triton", scope.home / ".nv"),
+            writes=(*folders(caches), scope.home / ".triton", scope.home / ".nv"),
             reads=local_model(spec),
             stop_seconds=2 * _GRACE + 10,
             success_exit_status=("130", "143"),

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
-from cortexd.backends.base import Backend, LaunchPlan, extra, gpu_environment, hub_cache, local_model, path_environment
+from cortexd.backends.base import (
+    Backend,
+    LaunchPlan,
+    extra,
+    folders,
+    gpu_environment,
+    hub_cache,
+    local_model,
+    path_environment,
+)
 from cortexd.kinds import Value
 from cortexd.model import ModelSpec
 from cortexd.scope import Scope
@@ -21,6 +32,17 @@ class Vllm(Backend):
         "awq", "awq_marlin", "compressed-tensors", "experts_int8", "fp8", "fbgemm_fp8", "gptq", "gptq_marlin", "modelopt",
         "modelopt_fp4", "moe_wna16", "mxfp4", "petit_nvfp4", "quark", "torchao",
     )  # fmt: skip
+    owned: ClassVar[Mapping[str, str]] = {
+        "--host": "host",
+        "--port": "port",
+        "--model": "path",
+        "--tensor-parallel-size": "tensor_parallel",
+        "-tp": "tensor_parallel",
+        "--max-model-len": "max_model_len",
+        "--quantization": "quantization",
+        "-q": "quantization",
+        "--gpu-memory-utilization": "gpu_memory_utilization",
+    }
     # It ends with status 0 when its engine dies (vllm#48966), which on-failure would never restart.
     restart = "always"
 
@@ -56,14 +78,14 @@ class Vllm(Backend):
         if spec.quantization:
             argv += ["--quantization", spec.quantization]
         home, cache = scope.home, scope.cache
+        caches = hub_cache(scope) | {"VLLM_CACHE_ROOT": str(scope.kept_in("VLLM_CACHE_ROOT", cache / "vllm"))}
         return LaunchPlan(
             argv=(*argv, *extra(spec)),
-            environment=gpu_environment(spec) | path_environment(spec) | {"VLLM_NO_USAGE_STATS": "1"},
+            environment=gpu_environment(spec) | path_environment(spec) | caches | {"VLLM_NO_USAGE_STATS": "1"},
             unset_environment=("VLLM_PORT",),  # means the port of its internal sockets, not of the server
             writes=(
-                cache / "vllm",
+                *folders(caches),
                 home / ".config" / "vllm",
-                *hub_cache(scope),
                 cache / "flashinfer",
                 home / ".triton",
                 home / ".nv",

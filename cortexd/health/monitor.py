@@ -6,6 +6,7 @@ import asyncio
 import logging
 import zlib
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from cortexd.health.policy import Decision, HealthState, Probe, after_probe
 from cortexd.health.probe import Prober
@@ -33,29 +34,32 @@ class Monitor:
 
     def __init__(self, prober: Prober, report: Report) -> None:
         self._prober, self._report = prober, report
-        self._tasks: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._loops: dict[str, _Loop] = {}
 
     def watch(self, model: Watched) -> None:
-        """Watch this run from now on; a former run of the same model no longer."""
-        running = self._tasks.get(model.name)
-        if running is not None and running[0] == model.run and not running[1].done():
+        """Watch this run from now on, with the settings as they are now; a former run of the same model no longer."""
+        current = self._loops.get(model.name)
+        if current is not None and current.model.run == model.run and not current.task.done():
+            current.settings_changed.set()
             return
         self.forget(model.name)
-        self._tasks[model.name] = (model.run, asyncio.get_running_loop().create_task(self._loop(model)))
+        changed = asyncio.Event()
+        task = asyncio.get_running_loop().create_task(self._run(model, changed))
+        self._loops[model.name] = _Loop(model, changed, task)
 
     def forget(self, name: str) -> None:
         """Stop watching a model."""
-        if running := self._tasks.pop(name, None):
-            running[1].cancel()
+        if current := self._loops.pop(name, None):
+            current.task.cancel()
 
     async def close(self) -> None:
         """Stop watching all."""
-        tasks = [task for _, task in self._tasks.values()]
-        for name in list(self._tasks):
+        tasks = [current.task for current in self._loops.values()]
+        for name in list(self._loops):
             self.forget(name)
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _loop(self, model: Watched) -> None:
+    async def _run(self, model: Watched, settings_changed: asyncio.Event) -> None:
         """Probe at once, then every `interval`, start to start, in a phase that the name decides, so that many models
         that became ready together are not probed together."""
         loop = asyncio.get_running_loop()
@@ -63,7 +67,8 @@ class Monitor:
         due = loop.time() + model.grace
         phase = (zlib.crc32(model.name.encode()) % 1000) / 1000
         while True:
-            await asyncio.sleep(max(0.0, due - loop.time()))
+            while not await _sleep_until(due, settings_changed):
+                due = min(due, loop.time() + model.policy().interval)
             policy = model.policy()
             due = max(due + policy.interval * (phase or 1), loop.time())
             phase = 0
@@ -73,3 +78,21 @@ class Monitor:
                 await self._report(model.name, before, state, decision)
             except Exception:
                 log.exception("the outcome of a probe of %s could not be handled", model.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    model: Watched
+    settings_changed: asyncio.Event
+    task: asyncio.Task[None]
+
+
+async def _sleep_until(when: float, interrupted: asyncio.Event) -> bool:
+    """Sleep until the loop's time is `when`; False if `interrupted` was set before."""
+    try:
+        async with asyncio.timeout_at(when):
+            await interrupted.wait()
+    except TimeoutError:
+        return True
+    interrupted.clear()
+    return False

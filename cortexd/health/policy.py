@@ -50,16 +50,11 @@ class HealthState:
     """Failed probes in a row."""
     reason: str = ""
     """Why the last one failed."""
-    restarting: bool = False
-    """This run was condemned; nothing more is decided about it."""
 
 
 def after_probe(state: HealthState, policy: HealthPolicy, probe: Probe) -> tuple[HealthState, Decision]:
-    """`max_failures` failed probes in a row condemn the run, once."""
+    """`max_failures` failed probes in a row condemn the run, and so does every one after them, should it live on."""
     if probe.ok:
         return replace(state, probed=True, failures=0, reason=""), Decision.NOTHING
-    failures = state.failures + 1
-    state = replace(state, probed=True, failures=failures, reason=probe.reason)
-    if failures >= policy.max_failures and not state.restarting:
-        return replace(state, restarting=True), Decision.RESTART
-    return state, Decision.NOTHING
+    state = replace(state, probed=True, failures=state.failures + 1, reason=probe.reason)
+    return state, Decision.RESTART if state.failures >= policy.max_failures else Decision.NOTHING

@@ -73,6 +73,8 @@ class Store:
                 for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                     await connection.execute(f"PRAGMA {pragma}")
                 await self._migrate()
+                rows = await connection.execute_fetchall("SELECT DISTINCT model FROM events")
+                await self._prune([name for (name,) in rows])
         except BaseException:
             await connection.close()
             raise

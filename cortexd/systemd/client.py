@@ -164,10 +164,13 @@ class SystemdClient:
                 self._spawn(self._end_by_state(job))
 
     async def _end_by_state(self, job: Job) -> None:
+        result: str | CortexError = SystemdUnavailable(f"it is not known how the {job.kind} job of {job.unit} ended")
         try:
-            job.end(result_by_state(job.kind, await self.refresh(job.unit)))
+            result = result_by_state(job.kind, await self.refresh(job.unit))
         except CortexError as e:
-            job.end(e)
+            result = e
+        finally:
+            job.end(result)
 
     # -- processes
 

@@ -172,7 +172,9 @@ def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> I
     # The user's bus and manager would start anything outside this sandbox; sd_notify(3) still works.
     yield "TemporaryFileSystem=%t:ro"
     yield "BindReadOnlyPaths=%t/systemd/notify"
-    yield f"InaccessiblePaths=-{quoting.path(str(scope.data))}"
+    # Another model's settings stand in its unit.
+    for ours in (scope.data, scope.unit_folder):
+        yield f"InaccessiblePaths=-{quoting.path(str(ours))}"
     for hidden in _hidden(spec, plan, scope, tools):
         yield f"BindReadOnlyPaths={quoting.path(hidden)}"
 

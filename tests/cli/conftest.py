@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.fake_daemon import DEADLINE, FakeDaemon
+from tests.cli.fake_daemon import FakeDaemon
+from tests.cli.service import DEADLINE
 
 PROJECT = Path(__file__).parents[2]
 

@@ -5,74 +5,23 @@ It knows nothing about models: a test sets what is answered, and looks at what w
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
-import socket
+import os
 import threading
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 from xml.etree import ElementTree
 
-from jeepney import (
-    DBusAddress,
-    HeaderFields,
-    Message,
-    MessageType,
-    message_bus,
-    new_error,
-    new_method_return,
-    new_signal,
-)
-from jeepney.io.blocking import DBusConnection, prep_socket
+from jeepney import DBusAddress, new_signal
 
-from cortexd.names import (
-    BUS_NAME,
-    JOB_PREFIX,
-    MANAGER_INTERFACE,
-    MODEL_INTERFACE,
-    ROOT_PATH,
-    model_path,
-    unit_name,
-)
+from cortexd.names import BUS_NAME, JOB_PREFIX, MANAGER_INTERFACE, MODEL_INTERFACE, ROOT_PATH, model_path
 from cortexd.version import VERSION
+from tests.cli.canned import SETTINGS, event, health, model
+from tests.cli.service import Asked, Refusal, Service
 
 XML = Path(__file__).parents[2] / "dbus"
 PROPERTIES = "org.freedesktop.DBus.Properties"
-ERROR = BUS_NAME + ".Error."
-DEADLINE = 10.0
-MISSING = 2**64 - 1
-
-SETTINGS: dict[str, tuple[str, Any]] = {
-    "path": ("s", "/models/tiny.gguf"),
-    "backend": ("s", "llamacpp"),
-    "port": ("t", 8080),
-    "host": ("s", "127.0.0.1"),
-    "gpus": ("as", []),
-    "memory": ("t", 32 * 1024**3),
-    "MemoryHigh": ("t", 28 * 1024**3),
-    "cpu": ("d", 4.0),
-    "TasksMax": ("t", 512),
-    "NoNewPrivileges": ("b", True),
-    "health.interval_seconds": ("d", 30.0),
-}
-
-
-class Asked(NamedTuple):
-    """A call that came in: object path, method, arguments (variants as pairs of signature and value)."""
-
-    path: str
-    member: str
-    body: tuple[Any, ...]
-
-
-class Refusal(Exception):
-    """An answer that is an error: its D-Bus name (without ours: the prefix is added) and text."""
-
-    def __init__(self, name: str, text: str) -> None:
-        super().__init__(text)
-        self.name = name if "." in name else ERROR + name
-        self.text = text
 
 
 def _declared() -> tuple[dict[tuple[str, str], tuple[str, str]], dict[str, dict[str, str]]]:
@@ -88,120 +37,6 @@ def _declared() -> tuple[dict[tuple[str, str], tuple[str, str]], dict[str, dict[
                 taken, given = ("".join(t for d, t in arguments if d == way) for way in ("in", "out"))
                 methods[owner, method.attrib["name"]] = (taken, given)
     return methods, properties
-
-
-def model(name: str, **changes: Any) -> dict[str, Any]:
-    """A model's properties: stopped, and whatever the test wants different."""
-    info = {
-        "Name": name,
-        "Unit": unit_name(name),
-        "Backend": "llamacpp",
-        "State": "stopped",
-        "StateReason": "",
-        "Health": "unknown",
-        "HealthReason": "",
-        "HealthFailures": 0,
-        "URL": "http://127.0.0.1:8080",
-        "Settings": dict(SETTINGS),
-        "RestartNeeded": False,
-        "Warnings": [],
-        "LoadState": "loaded",
-        "ActiveState": "inactive",
-        "SubState": "dead",
-        "Result": "success",
-        "UnitFileState": "disabled",
-        "FragmentPath": f"/home/u/.config/systemd/user/{unit_name(name)}",
-        "DropInPaths": [],
-        "InvocationID": "",
-        "MainPID": 0,
-        "ControlGroup": "",
-        "StatusText": "",
-        "NRestarts": 0,
-        "StateChangeTimestamp": 0,
-        "MemoryCurrent": MISSING,
-        "CPUUsageNSec": MISSING,
-        "TasksCurrent": MISSING,
-    }
-    assert set(changes) <= set(info), "a property that the API does not have"
-    return {**info, **changes}
-
-
-class Service:
-    """A name on a bus, served on a thread of its own. A context manager: inside it, the name is owned."""
-
-    name = ""
-
-    def __init__(self, address: str) -> None:
-        self.asked: list[Asked] = []
-        self.held: set[str] = set()
-        """Members that get no answer."""
-        self._handled: list[str] = []
-        self._owner = threading.Event()
-        self._news = threading.Condition()
-        self._sending = threading.Lock()
-        self._connection = DBusConnection(prep_socket(address.partition("unix:path=")[2].partition(",")[0]))
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._send(message_bus.RequestName(self.name))
-        assert self._owner.wait(DEADLINE)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.vanish()
-        self._thread.join(DEADLINE)
-        self._connection.close()
-        assert not self._thread.is_alive()
-
-    def vanish(self) -> None:
-        """Leave the bus, as a daemon does that was killed."""
-        with contextlib.suppress(OSError):
-            self._connection.sock.shutdown(socket.SHUT_RDWR)
-
-    def reply(self, asked: Asked, interface: str, signature: str) -> tuple[str, tuple[Any, ...]]:
-        """Signature and values of the answer to a call. Raises Refusal."""
-        raise NotImplementedError
-
-    def calls(self, member: str) -> list[Asked]:
-        """The calls of a method so far."""
-        return [asked for asked in list(self.asked) if asked.member == member]
-
-    def wait_for(self, member: str, count: int = 1) -> list[Asked]:
-        """Block until a method was called that often and, unless it is held, answered."""
-        with self._news:
-            arrived = self._news.wait_for(lambda: self._handled.count(member) >= count, DEADLINE)
-        assert arrived, f"{member} was not called; only {[asked.member for asked in self.asked]}"
-        return self.calls(member)
-
-    def _send(self, message: Message) -> None:
-        with self._sending:
-            self._connection.send(message)
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the connection was closed
-            while True:
-                message = self._connection.receive()
-                if message.header.message_type is MessageType.method_call:
-                    self._answer(message)
-                elif message.header.message_type is MessageType.method_return:
-                    self._owner.set()
-
-    def _answer(self, message: Message) -> None:
-        fields = message.header.fields
-        asked = Asked(fields[HeaderFields.path], fields[HeaderFields.member], message.body)
-        self.asked.append(asked)
-        if asked.member not in self.held:
-            try:
-                interface, taken = fields[HeaderFields.interface], fields.get(HeaderFields.signature, "")
-                signature, values = self.reply(asked, interface, taken)
-            except Refusal as e:
-                self._send(new_error(message, e.name, "s", (e.text,)))
-            else:
-                self._send(new_method_return(message, signature or None, values))
-        with self._news:
-            self._handled.append(asked.member)
-            self._news.notify_all()
 
 
 class FakeDaemon(Service):
@@ -258,7 +93,7 @@ class FakeDaemon(Service):
         if asked.body[0] == MODEL_INTERFACE:
             values = next(info for info in self.models.values() if model_path(info["Name"]) == asked.path)
         if asked.member == "Get":
-            return "v", (self._typed(*asked.body, values[asked.body[1]]),)
+            return "v", (self._typed(asked.body[0], asked.body[1], values[asked.body[1]]),)
         return "a{sv}", ({key: self._typed(asked.body[0], key, value) for key, value in values.items()},)
 
     def _typed(self, interface: str, key: str, value: Any) -> tuple[str, Any]:
@@ -324,67 +159,8 @@ class FakeDaemon(Service):
         return (health(),)
 
 
-class FakeSystemd(Service):
-    """The user's manager as far as the client looks at it: one unit with the properties that are set."""
-
-    name = "org.freedesktop.systemd1"
-
-    def __init__(self, address: str, **unit: str | int) -> None:
-        super().__init__(address)
-        self.unit: dict[str, str | int] = {
-            "LoadState": "loaded",
-            "ActiveState": "inactive",
-            "SubState": "dead",
-            "Result": "success",
-            "ExecMainStatus": 0,
-            **unit,
-        }
-
-    def reply(self, asked: Asked, interface: str, signature: str) -> tuple[str, tuple[Any, ...]]:
-        """The path of the unit, or one of its properties."""
-        if asked.member == "LoadUnit":
-            return "o", ("/org/freedesktop/systemd1/unit/cortexd_2eservice",)
-        value = self.unit[asked.body[1]]
-        return "v", (("i" if isinstance(value, int) else "s", value),)
-
-
-def health(**changes: Any) -> dict[str, tuple[str, Any]]:
-    """CheckHealth's answer: healthy, and whatever the test wants different."""
-    values = {
-        "Healthy": True,
-        "Outcome": "200",
-        "Reason": "",
-        "LatencyUSec": 3200,
-        "Endpoint": "http://127.0.0.1:8080/health",
-        "Failures": 0,
-        "MaxFailures": 3,
-        "Next": "",
-    }
-    types = {"Healthy": "b", "LatencyUSec": "t", "Failures": "u", "MaxFailures": "u"}
-    return {key: (types.get(key, "s"), value) for key, value in {**values, **changes}.items()}
-
-
-def event(number: int, **changes: Any) -> dict[str, tuple[str, Any]]:
-    """One entry of the audit log."""
-    values = {
-        "Id": number,
-        "Time": 1_700_000_000_000_000 + number,
-        "Model": "a",
-        "Kind": "start",
-        "Priority": "info",
-        "Message": f"message {number}",
-        "Details": "{}",
-        "InvocationID": "",
-        "Actor": "uid 1000",
-    }
-    types = {"Id": "t", "Time": "t"}
-    return {key: (types.get(key, "s"), value) for key, value in {**values, **changes}.items()}
-
-
 def main() -> None:
     """Serve a few models on the session bus, to look at the output by hand."""
-    import os
-
     now = int(time.time() * 1e6)
     with FakeDaemon(os.environ["DBUS_SESSION_BUS_ADDRESS"]) as daemon:
         running = {"ActiveState": "active", "SubState": "running", "MainPID": os.getpid(), "UnitFileState": "enabled"}

@@ -14,8 +14,9 @@ from cortexctl.docs import manual
 from cortexctl.errors import EXIT_CODES
 from cortexctl.verbs import SETTING_OPTIONS, VERBS
 from cortexd.model import SETTINGS
+from tests.cli.canned import model
 from tests.cli.conftest import PROJECT, Cli
-from tests.cli.fake_daemon import FakeDaemon, model
+from tests.cli.fake_daemon import FakeDaemon
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,10 @@ import pytest
 from cortexctl.bus import address
 from cortexd.names import BUS_NAME
 from cortexd.version import VERSION
+from tests.cli.canned import model
 from tests.cli.conftest import Cli
-from tests.cli.fake_daemon import FakeDaemon, FakeSystemd, Refusal, model
+from tests.cli.fake_daemon import FakeDaemon
+from tests.cli.service import FakeSystemd, Refusal
 
 NOT_INSTALLED = "cortexd is not installed for this user and not running; 'make install' installs it"
 SEE = "see 'systemctl --user status cortexd.service' and 'journalctl --user -u cortexd.service'"
@@ -224,7 +226,7 @@ def test_a_bus_that_does_not_answer(tmp_path: Path) -> None:
 
 
 def test_arguments_that_are_no_text(cli: Cli, fake: FakeDaemon) -> None:
-    command = [*cli.command("register", "a", "--path"), b"/models/\xff.gguf"]
+    command: list[str | bytes] = [*cli.command("register", "a", "--path"), b"/models/\xff.gguf"]
     done = subprocess.run(command, env=cli.environment, capture_output=True, check=False)
     assert done.returncode == 1
     assert done.stderr == b"cortexctl: an argument is not valid UTF-8\n"

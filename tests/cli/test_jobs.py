@@ -15,8 +15,10 @@ import pytest
 
 from cortexctl.output import ACTIVE
 from cortexd.names import model_path
+from tests.cli.canned import model
 from tests.cli.conftest import Cli
-from tests.cli.fake_daemon import ERROR, Asked, FakeDaemon, Refusal, model
+from tests.cli.fake_daemon import FakeDaemon
+from tests.cli.service import Asked, Refusal
 
 VERBS = [("start", "Start"), ("stop", "Stop"), ("restart", "Restart")]
 
@@ -264,9 +266,3 @@ def test_wait_outlives_a_restart_of_the_daemon(cli: Cli, private_bus: str) -> No
                 out, errors = process.communicate()
     assert (process.returncode, errors) == (0, "")
     assert out == "a is ready at http://127.0.0.1:8080\n"
-
-
-def test_the_prefix_of_errors_is_ours() -> None:
-    from cortexd.errors import ERROR_PREFIX
-
-    assert ERROR_PREFIX == ERROR

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cortexctl import journal
+from tests.cli.canned import event, model
 from tests.cli.conftest import Cli
-from tests.cli.fake_daemon import FakeDaemon, event, model
+from tests.cli.fake_daemon import FakeDaemon
 
 RUNS = ["1" * 32, "2" * 32, "3" * 32]
 

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from tests.cli.canned import model
 from tests.cli.conftest import PROJECT, Cli
-from tests.cli.fake_daemon import FakeDaemon, model
+from tests.cli.fake_daemon import FakeDaemon
 
 HEAVY = {
     "asyncio", "aiohttp", "rich", "dbus_next", "dbus_fast", "aiosqlite", "sqlite3", "ssl", "http", "urllib", "email",

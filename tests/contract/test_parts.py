@@ -19,6 +19,7 @@ from cortexd.systemd.merged import Merged
 from cortexd.systemd.mirror import Mirror
 from cortexd.systemd.peer import Peer
 from cortexd.systemd.protocol import UNKNOWN, UnitState, UnitUsage
+from cortexd.systemd.units import Units
 from cortexd.systemd.wire import DESTINATION, FIELDS, MANAGER, SERVICE, UNIT, is_ours, unit_of_path, unit_path
 
 A = "cortex-a.service"
@@ -177,6 +178,13 @@ class TestPeer:
         assert bus.calls == ["GetNameOwner", "ListJobs", "ListJobs"]
         assert returned == [True]
         peer.detach()
+
+
+async def test_unit_that_was_unloaded_is_not_loaded_to_be_read() -> None:
+    bus = StubBus()
+    peer = Peer(bus, pytest.fail)  # type: ignore[arg-type]
+    await Units(peer).settle(A)
+    assert bus.calls == []
 
 
 class TestMirror:

@@ -83,12 +83,6 @@ class TestJobRemoved:
         with pytest.raises(UnitFailed, match="not you"):
             await job.wait(0.02)
 
-    async def test_unit_that_was_unloaded_is_not_loaded_to_be_read(self, mock: MockWorld) -> None:
-        unit = await mock.started()
-        before = await mock.readings(unit)
-        await done(await mock.systemd.stop_unit(unit))
-        assert await mock.readings(unit) == before
-
     @pytest.mark.parametrize(
         "result", ["done", "canceled", "timeout", "failed", "dependency", "skipped", "invalid", "assert", "unsupported"]
     )

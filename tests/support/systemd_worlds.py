@@ -25,7 +25,7 @@ from cortexd.bus import Bus, BusError
 from cortexd.systemd.client import SystemdClient
 from cortexd.systemd.fake import FakeSystemd
 from cortexd.systemd.protocol import Systemd, SystemdJob, UnitState
-from cortexd.systemd.wire import DESTINATION, MANAGER, MANAGER_PATH, unit_path
+from cortexd.systemd.wire import DESTINATION, MANAGER, MANAGER_PATH
 
 DEADLINE = 10.0
 MOCK_TEMPLATE = Path(__file__).parents[1] / "mock" / "systemd1.py"
@@ -220,12 +220,6 @@ class MockWorld(BusWorld, ScriptedWorld):
 
     async def _script(self, member: str, signature: str, *body: Any) -> None:
         await self.manager(member, signature, *body, interface=SCRIPT)
-
-    async def readings(self, unit: str) -> int:
-        """How often the unit was read, while it was pinned."""
-        path, interface = unit_path(unit), "org.freedesktop.DBus.Mock"
-        (calls,) = await self.bus.call(DESTINATION, path, interface, "GetMethodCalls", "s", ["Ref"])
-        return len(calls)
 
     async def calls(self, member: str) -> int:
         """How often a method of the manager was called."""

@@ -46,7 +46,7 @@ def generate(
 ) -> Generated:
     """As the catalog does it: settings → explicit → spec → checks → plan → text with its marker."""
     check_name(name)
-    explicit = fill_in(parse_settings(settings), {}, caller, others)
+    explicit = fill_in(parse_settings(settings), {}, caller, scope, others)
     backend = backend_of(str(explicit.get("backend", DEFAULT_BACKEND)))
     gpus = explicit.get("gpus", ("0",))
     spec = build_spec(name, explicit, backend.defaults(len(gpus) if isinstance(gpus, tuple) else 0))

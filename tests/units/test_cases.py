@@ -33,7 +33,7 @@ import dataclasses
 import os
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,22 +151,23 @@ class World:
         for program in PROGRAMS:
             self.program(str(self.bin / program))
         self.mapped: dict[str, str] = {}
-        self.tools = find_tools()
+        # Wherever this project lies: only a case's own paths are in /tmp.
+        self.tools = dataclasses.replace(find_tools(), python="/usr/bin/python3", waiter="/usr/lib/cortexd/waiter.py")
         environment = {**os.environ, "HOME": str(self.home), "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}
         self.scope: Scope = user_scope(environment)
         self.others: list[ModelSpec] = []
 
     def fill(self, text: str) -> str:
         """Placeholders filled in."""
-        for name, path in (("HOME", self.home), ("BIN", self.bin), ("CWD", self.cwd)):
-            text = text.replace(f"@{name}@", str(path))
+        for name, folder in (("HOME", self.home), ("BIN", self.bin), ("CWD", self.cwd)):
+            text = text.replace(f"@{name}@", str(folder))
         for name, path in self.mapped.items():
             text = text.replace(f"{name}/", f"{path}/")
         return text
 
     def prepare(self, directive: str, *arguments: str) -> None:
         """One line before the command."""
-        steps = {"file": self.file, "folder": self.folder, "program": self.program, "link": self.link,
+        steps: dict[str, Callable[..., None]] = {"file": self.file, "folder": self.folder, "program": self.program, "link": self.link,
                  "map": self.map, "python": self.python, "waiter": self.waiter, "other": self.other}  # fmt: skip
         steps[directive](*arguments)
 
@@ -199,7 +200,7 @@ class World:
     def other(self, name: str, *pairs: str) -> None:
         self.others.append(self.register(name, dict(pair.split("=", 1) for pair in pairs)).spec)
 
-    def register(self, name: str, settings: dict[str, object]) -> Generated:
+    def register(self, name: str, settings: Mapping[str, object]) -> Generated:
         caller = Caller("test", str(self.bin), str(self.cwd))
         return generate(name, settings, scope=self.scope, tools=self.tools, caller=caller, others=self.others)
 

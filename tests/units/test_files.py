@@ -152,7 +152,7 @@ def test_a_failure_in_the_middle_leaves_the_old_file(path: Path, step: str, monk
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((Path, step) if step == "replace" else (os, step)), fail)
+    monkeypatch.setattr(Path if step == "replace" else os, step, fail)
     with pytest.raises(OSError, match="No space left"):
         write(path, with_marker("[Unit]\n"))
     assert path.read_text() == TEXT

@@ -1,0 +1,92 @@
+"""What the fake daemon answers: a model, a probe and an event, with whatever the test wants different."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cortexd.names import unit_name
+
+MISSING = 2**64 - 1
+
+SETTINGS: dict[str, tuple[str, Any]] = {
+    "path": ("s", "/models/tiny.gguf"),
+    "backend": ("s", "llamacpp"),
+    "port": ("t", 8080),
+    "host": ("s", "127.0.0.1"),
+    "gpus": ("as", []),
+    "memory": ("t", 32 * 1024**3),
+    "MemoryHigh": ("t", 28 * 1024**3),
+    "cpu": ("d", 4.0),
+    "TasksMax": ("t", 512),
+    "NoNewPrivileges": ("b", True),
+    "health.interval_seconds": ("d", 30.0),
+}
+
+
+def model(name: str, **changes: Any) -> dict[str, Any]:
+    """A model's properties: stopped, and whatever the test wants different."""
+    info = {
+        "Name": name,
+        "Unit": unit_name(name),
+        "Backend": "llamacpp",
+        "State": "stopped",
+        "StateReason": "",
+        "Health": "unknown",
+        "HealthReason": "",
+        "HealthFailures": 0,
+        "URL": "http://127.0.0.1:8080",
+        "Settings": dict(SETTINGS),
+        "RestartNeeded": False,
+        "Warnings": [],
+        "LoadState": "loaded",
+        "ActiveState": "inactive",
+        "SubState": "dead",
+        "Result": "success",
+        "UnitFileState": "disabled",
+        "FragmentPath": f"/home/u/.config/systemd/user/{unit_name(name)}",
+        "DropInPaths": [],
+        "InvocationID": "",
+        "MainPID": 0,
+        "ControlGroup": "",
+        "StatusText": "",
+        "NRestarts": 0,
+        "StateChangeTimestamp": 0,
+        "MemoryCurrent": MISSING,
+        "CPUUsageNSec": MISSING,
+        "TasksCurrent": MISSING,
+    }
+    assert set(changes) <= set(info), "a property that the API does not have"
+    return {**info, **changes}
+
+
+def health(**changes: Any) -> dict[str, tuple[str, Any]]:
+    """CheckHealth's answer: healthy, and whatever the test wants different."""
+    values = {
+        "Healthy": True,
+        "Outcome": "200",
+        "Reason": "",
+        "LatencyUSec": 3200,
+        "Endpoint": "http://127.0.0.1:8080/health",
+        "Failures": 0,
+        "MaxFailures": 3,
+        "Next": "",
+    }
+    types = {"Healthy": "b", "LatencyUSec": "t", "Failures": "u", "MaxFailures": "u"}
+    return {key: (types.get(key, "s"), value) for key, value in {**values, **changes}.items()}
+
+
+def event(number: int, **changes: Any) -> dict[str, tuple[str, Any]]:
+    """One entry of the audit log."""
+    values = {
+        "Id": number,
+        "Time": 1_700_000_000_000_000 + number,
+        "Model": "a",
+        "Kind": "start",
+        "Priority": "info",
+        "Message": f"message {number}",
+        "Details": "{}",
+        "InvocationID": "",
+        "Actor": "uid 1000",
+    }
+    types = {"Id": "t", "Time": "t"}
+    return {key: (types.get(key, "s"), value) for key, value in {**values, **changes}.items()}
