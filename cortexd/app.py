@@ -33,8 +33,7 @@ log = logging.getLogger("cortexd.app")  # also where it is run as __main__
 async def run(scope: Scope) -> int:
     """Reconcile, export, take the name, READY: in this order, so that no caller meets an unready daemon.
 
-    Returns the exit status: 0 after SIGTERM, 1 when the bus has gone, which systemd repairs by starting us again, and
-    EX_CONFIG when the database is unusable, which it does not.
+    Returns the exit status: 0 after SIGTERM, 1 when the bus has gone, which systemd repairs by starting us again.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -45,10 +44,7 @@ async def run(scope: Scope) -> int:
         closing.callback(os.close, take_folder(scope))
         bus = await Bus.connect(scope.bus_address)
         closing.callback(bus.close)
-        try:
-            store = await Store.open(scope.database)
-        except StoreFailed as e:
-            return _unusable(e)
+        store = await Store.open(scope.database)
         closing.push_async_callback(store.close)
         prober = Prober()
         closing.push_async_callback(prober.close)
@@ -74,8 +70,11 @@ async def run(scope: Scope) -> int:
 
 def take_folder(scope: Scope) -> int:
     """Be the only one at work in our folder; the descriptor holds it. Raises Busy, before anything was touched."""
-    scope.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(scope.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        scope.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(scope.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as e:
+        raise StoreFailed(f"{scope.data} cannot be used: {e.strerror}; check it and its folder, or move it away") from e
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -133,6 +132,8 @@ def main() -> None:
         logs.LOGGER.setLevel(logging.DEBUG)
     try:
         status = asyncio.run(run(user_scope(os.environ)))
+    except StoreFailed as e:
+        status = _unusable(e)
     except (CortexError, BusGone, BusError, BusTimeout, OSError) as e:
         log.error("%s", e)
         status = 1

@@ -144,8 +144,8 @@ class Manager:
                 if self._systemd.cached(model.unit).running:
                     raise JobFailed(f"model {name!r} was started again while it was being removed; try again")
                 await self.catalog.remove(model, caller.actor)
-                await self._observer.removed(name)
                 self.on_remove(name)
+                await self._observer.removed(name)
                 try:
                     await self._systemd.reload()
                     await self._systemd.reset_failed(model.unit)

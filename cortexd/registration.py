@@ -48,7 +48,7 @@ def fill_in(
             explicit["exec"] = _executable(str(explicit["exec"]), caller, scope, search_path)
     except OSError as e:
         raise InvalidConfig(f"{e.filename!r}: {e.strerror}; check the path and its folders") from None
-    if "exec" not in explicit or (not given.get("exec") and backend.name != old.get("backend", backend.name)):
+    if "exec" not in explicit or (not given.get("exec") and backend.name != old.get("backend", DEFAULT_BACKEND)):
         found = backend.find(search_path)
         if found is None:
             raise InvalidConfig(backend.missing())

@@ -121,8 +121,10 @@ def test_only_its_own_flags(backend: str) -> None:
     )  # fmt: skip
     flags = {word for word in full.argv[1:] if word.startswith("-")} | ({"serve"} & set(full.argv))
     assert flags == FLAGS[backend]
-    own_variables = {"vllm": {"PATH", "VLLM_NO_USAGE_STATS"}, "tgi": {"PATH"}, "llamacpp": set(),
-                     "ollama": {"OLLAMA_HOST", "OLLAMA_CONTEXT_LENGTH", "OLLAMA_KEEP_ALIVE", "OLLAMA_MAX_LOADED_MODELS"}}  # fmt: skip
+    hub = {"HF_HOME", "HF_HUB_CACHE"}
+    own_variables = {"vllm": {"PATH", "VLLM_NO_USAGE_STATS", "VLLM_CACHE_ROOT", *hub}, "tgi": {"PATH", *hub}, "llamacpp": set(),
+                     "ollama": {"OLLAMA_HOST", "OLLAMA_CONTEXT_LENGTH", "OLLAMA_KEEP_ALIVE", "OLLAMA_MAX_LOADED_MODELS",
+                                "OLLAMA_MODELS"}}  # fmt: skip
     common = {"CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "TOKENIZERS_PARALLELISM"}
     assert set(full.environment) == common | own_variables[backend]
 
@@ -220,6 +222,33 @@ def test_vllm_writes_what_it_cannot_run_without() -> None:
     assert Path("/big/cache/vllm") in BACKENDS["vllm"].plan(spec_of("vllm"), moved).writes
 
 
+@pytest.mark.parametrize(
+    ("backend", "variable"),
+    [("vllm", "HF_HOME"), ("vllm", "HF_HUB_CACHE"), ("vllm", "VLLM_CACHE_ROOT"), ("tgi", "HF_HOME"), ("tgi", "HF_HUB_CACHE"),
+     ("llamacpp", "LLAMA_CACHE"), ("ollama", "OLLAMA_MODELS")],
+)  # fmt: skip
+def test_a_cache_that_the_user_keeps_elsewhere_is_used_and_opened(backend: str, variable: str) -> None:
+    moved = user_scope({"HOME": str(HOME), "XDG_RUNTIME_DIR": "/run/user/1000", variable: "/big/models"})
+    plan = BACKENDS[backend].plan(spec_of(backend, path="org/name"), moved)
+    assert plan.environment[variable] == "/big/models"
+    assert Path("/big/models") in plan.writes
+    relative = user_scope({"HOME": str(HOME), "XDG_RUNTIME_DIR": "/run/user/1000", variable: "models"})
+    assert BACKENDS[backend].plan(spec_of(backend, path="org/name"), relative) == plan_of(backend, path="org/name")
+
+
+@pytest.mark.parametrize("backend", ["vllm", "llamacpp", "tgi"])
+def test_what_a_setting_gives_is_refused_in_extra_args(backend: str, gguf: Path) -> None:
+    owned = BACKENDS[backend].owned
+    path: Value = str(gguf) if backend == "llamacpp" else "org/name"
+    for flag, setting in owned.items():
+        for word in (flag, f"{flag}=1"):
+            with pytest.raises(InvalidConfig, match=f"extra_args='{word}': is given by a setting; use {setting}="):
+                check(backend, path=path, extra_args=f"--first {word} 1")
+    given = {word for word in plan_of(backend, gpus=("0", "1"), max_model_len=5).argv if word in owned}
+    assert {owned[word] for word in given} >= {"host", "port", "max_model_len"}
+    check(backend, path=path, extra_args="--port-x 1 port")
+
+
 @pytest.mark.parametrize("gpus", [(), ("0",), ("0", "1", "2", "3")])
 def test_vllm_tasks_grow_with_the_gpus(gpus: tuple[str, ...]) -> None:
     assert spec_of("vllm", gpus=gpus).limits.tasks_max == 4096 * max(1, len(gpus))
@@ -257,7 +286,9 @@ def test_llama_server_is_never_a_router() -> None:
 
 
 def test_llama_server_from_the_hub_writes_its_cache() -> None:
-    assert plan_of("llamacpp", path="org/name").writes == (HOME / ".cache/llama.cpp", HOME / ".cache/huggingface")
+    plan = plan_of("llamacpp", path="org/name")
+    assert plan.writes == (HOME / ".cache/llama.cpp",)
+    assert plan.environment["LLAMA_CACHE"] == str(HOME / ".cache/llama.cpp")
 
 
 def test_llama_server_on_gpus() -> None:
@@ -306,7 +337,8 @@ def test_ollama_is_told_by_its_environment() -> None:
     assert plan.environment["OLLAMA_KEEP_ALIVE"] == "-1"
     assert plan.environment["OLLAMA_MAX_LOADED_MODELS"] == "1"
     assert plan_of("ollama", host="::1").environment["OLLAMA_HOST"] == "[::1]:8000"
-    assert plan.writes == (HOME / ".ollama",)
+    assert plan.writes == (HOME / ".ollama", HOME / ".ollama/models")
+    assert plan.environment["OLLAMA_MODELS"] == str(HOME / ".ollama/models")
 
 
 def test_ollama_hands_no_strangers_options_to_its_llama_server() -> None:

@@ -65,12 +65,12 @@ class SystemdClient:
     async def _meet(self) -> None:
         """Make this manager tell us everything, and read what it has."""
         try:
+            self._version = await self._peer.get(wire.MANAGER_PATH, wire.MANAGER, "Version")
             # Without it a manager sends signals only if somebody else wants them.
             await self._peer.call(wire.MANAGER_PATH, wire.MANAGER, "Subscribe")
         except BusError as e:
             if e.name != wire.ALREADY_SUBSCRIBED:  # a re-executed manager knows its subscribers
                 raise SystemdUnavailable(f"systemd refused to send signals: {e.message}") from e
-        self._version = await self._peer.get(wire.MANAGER_PATH, wire.MANAGER, "Version")
         await asyncio.shield(self._resyncs.request(False))
 
     async def _resync(self, trust_signals: bool) -> None:

@@ -25,6 +25,7 @@ class Mirror:
     def __init__(self) -> None:
         self._states: dict[str, UnitState] = {}
         self._loaded: set[str] = set()
+        self._file_states: dict[str, str] = {}
         self._service: dict[str, dict[str, Any]] = {}
         self._watches: list[Watch] = []
         self._listeners: list[UnitListener] = []
@@ -48,6 +49,10 @@ class Mirror:
     def is_loaded(self, unit: str) -> bool:
         """Whether systemd has the unit in memory, as far as told."""
         return unit in self._loaded
+
+    def file_state(self, unit: str) -> str | None:
+        """The unit file's state as listed last; None if it was not listed."""
+        return self._file_states.get(unit)
 
     @contextmanager
     def watch(self) -> Iterator[Watch]:
@@ -112,18 +117,14 @@ class Mirror:
         told = watch.told.keys()
         self._loaded = {unit for unit in units if is_ours(unit)} | (told & self._loaded)
         by_name = {path.rpartition("/")[2]: (path, state) for path, state in files.items()}
+        self._file_states = {unit: state for unit, (_, state) in by_name.items()}
+        for other in self._watches:
+            other.file_states.update(self._file_states)
         for unit, (path, file_state) in by_name.items():
-            for other in self._watches:
-                other.file_states[unit] = file_state
-            if unit in self._loaded:
-                if unit in self._states:  # else it is read for the first time, and all of it told at once
-                    self._publish(
-                        replace(
-                            self._states[unit], unit_file_state=file_state, fragment_path=path, need_daemon_reload=False
-                        )
-                    )
-            elif is_ours(unit):
+            if unit not in self._loaded and is_ours(unit):
                 self._publish(_without_process(self.cached(unit), path, file_state))
+            elif unit in self._states:  # else it is read for the first time, and all of it told at once
+                self._publish(replace(self._states[unit], unit_file_state=file_state))
         for unit in self._states.keys() - self._loaded - by_name.keys() - told:
             self._publish(UnitState(unit=unit))
         as_known = {unit for unit in self._loaded if self._at_rest_as(unit, units.get(unit))}

@@ -58,7 +58,7 @@ class Units:
 
     async def read_all(self, *, trust_signals: bool) -> None:
         """List all units and files and read those units that are loaded; with `trust_signals`, of those at rest only what is never
-        signalled: with 1000 models that are enabled, it is the difference between 3 s and 0.3 s."""
+        signalled: with 1000 models that are enabled, it is the difference between 3 s and 1 s."""
         running = await self._list(None)
         readings: list[tuple[str, Reading]] = [
             (unit, "files" if trust_signals and unit not in running else "if loaded")
@@ -84,7 +84,8 @@ class Units:
         async with self._slots:
             with self.mirror.watch() as watch:
                 if reading == "files":
-                    self.mirror.read(unit, await self._get(unit, path, ["drop_in_paths"]), watch)
+                    fields = await self._get(unit, path, ["fragment_path", "drop_in_paths"])
+                    self.mirror.read(unit, {**fields, "need_daemon_reload": False}, watch)
                     return
                 if reading == "load":
                     await self._peer.ask(f"load {unit}", "LoadUnit", "s", unit)
@@ -92,7 +93,9 @@ class Units:
                 await self._ask(unit, path, wire.UNIT, "Ref")
                 try:
                     watch.told.clear()  # older than what follows
-                    self.mirror.read(unit, await self._get(unit, path, wire.FIELDS), watch)
+                    fields = await self._get(unit, path, wire.FIELDS.keys() - {"unit_file_state"})
+                    fields["unit_file_state"] = await self._file_state(unit, ask=reading == "load")
+                    self.mirror.read(unit, fields, watch)
                 finally:
                     await self._ask(unit, path, wire.UNIT, "Unref")
 
@@ -100,16 +103,20 @@ class Units:
         """Fields of UnitState, asked for in one go (GetAll costs the manager several times as much)."""
 
         async def get(field: str) -> Any:
-            if field == "unit_file_state":
-                return await self._file_state(unit)
             (value,) = await self._ask(unit, path, wire.PROPERTIES, "Get", "ss", *wire.FIELDS[field])
             return wire.field_value(field, value)
 
         names = list(fields)
         return dict(zip(names, await asyncio.gather(*map(get, names)), strict=True))
 
-    async def _file_state(self, unit: str) -> str:
-        """As it is on disk; the property of the same name is what it was at the last reload."""
+    async def _file_state(self, unit: str, *, ask: bool) -> str:
+        """As it is on disk; the unit's property of this name is what it was at the last reload.
+
+        To answer, systemd looks at every link beside the unit's: for 1000 units of a start, what was listed has to do.
+        """
+        listed = self.mirror.file_state(unit)
+        if listed is not None and not ask:
+            return listed
         try:
             (state,) = await self._peer.call(wire.MANAGER_PATH, wire.MANAGER, "GetUnitFileState", "s", unit)
         except BusError:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -272,8 +272,8 @@ async def test_busctl_and_gdbus_read_it(daemon: Daemon, house: House) -> None:
     ("path", "interface", "member", "signature", "body", "error"),
     [
         ("/nowhere", MANAGER_INTERFACE, "ListJobs", "", (), "UnknownObject"),
-        (model_path("b"), MODEL_INTERFACE, "Start", "a{sv}", ({},), "UnknownObject"),
-        (ROOT_PATH + "/job/99", JOB_INTERFACE, "Wait", "a{sv}", ({},), "UnknownObject"),
+        (model_path("b"), MODEL_INTERFACE, "Start", "a{sv}", ({},), "NoSuchModel"),
+        (ROOT_PATH + "/job/99", JOB_INTERFACE, "Wait", "a{sv}", ({},), "NoSuchJob"),
         (ROOT_PATH, MODEL_INTERFACE, "Start", "a{sv}", ({},), "UnknownInterface"),
         (model_path("a"), OBJECT_MANAGER, "GetManagedObjects", "", (), "UnknownInterface"),
         (ROOT_PATH, MANAGER_INTERFACE, "Nothing", "", (), "UnknownMethod"),
@@ -296,29 +296,29 @@ async def test_busctl_and_gdbus_read_it(daemon: Daemon, house: House) -> None:
         (ROOT_PATH, MANAGER_INTERFACE, "StartModel", "s", ("none",), "NoSuchModel"),
         (ROOT_PATH, MANAGER_INTERFACE, "GetModel", "s", ("",), "NoSuchModel"),
         (ROOT_PATH, MANAGER_INTERFACE, "ListModels", "asa{sv}", (["none"], {}), "NoSuchModel"),
-        (ROOT_PATH, MANAGER_INTERFACE, "ListModels", "asa{sv}", ([], {"color": Variant("b", True)}), "InvalidConfig"),
-        (ROOT_PATH, MANAGER_INTERFACE, "ListModels", "asa{sv}", ([], {"usage": Variant("s", "yes")}), "InvalidConfig"),
+        (ROOT_PATH, MANAGER_INTERFACE, "ListModels", "asa{sv}", ([], {"color": Variant("b", True)}), "InvalidArgs"),
+        (ROOT_PATH, MANAGER_INTERFACE, "ListModels", "asa{sv}", ([], {"usage": Variant("s", "yes")}), "InvalidArgs"),
         (ROOT_PATH, MANAGER_INTERFACE, "ListEvents", "asa{sv}", ([], {"limit": Variant("u", 0)}), "InvalidConfig"),
         (ROOT_PATH, MANAGER_INTERFACE, "ListEvents", "asa{sv}", ([], {"limit": Variant("u", 10001)}), "InvalidConfig"),
-        (ROOT_PATH, MANAGER_INTERFACE, "ListEvents", "asa{sv}", ([], {"limit": Variant("b", True)}), "InvalidConfig"),
+        (ROOT_PATH, MANAGER_INTERFACE, "ListEvents", "asa{sv}", ([], {"limit": Variant("b", True)}), "InvalidArgs"),
         (ROOT_PATH, MANAGER_INTERFACE, "ListEvents", "asa{sv}", ([], {"kinds": Variant("a(ss)", [("a", "b")])}), "InvalidConfig"),
         (ROOT_PATH, MANAGER_INTERFACE, "ListEvents", "asa{sv}", (["x"] * 40_000, {}), "InvalidConfig"),
         (ROOT_PATH, MANAGER_INTERFACE, "Register", "sa{sv}a{sv}", ("-", {}, {}), "InvalidName"),
         (ROOT_PATH, MANAGER_INTERFACE, "Register", "sa{sv}a{sv}", ("a", {}, {}), "ModelExists"),
         (ROOT_PATH, MANAGER_INTERFACE, "Register", "sa{sv}a{sv}", ("b", {"prot": Variant("s", "1")}, {}), "InvalidConfig"),
         (ROOT_PATH, MANAGER_INTERFACE, "Register", "sa{sv}a{sv}", ("b", {"port": Variant("as", ["1"])}, {}), "InvalidConfig"),
-        (ROOT_PATH, MANAGER_INTERFACE, "Register", "sa{sv}a{sv}", ("b", {}, {"PATH": Variant("s", "")}), "InvalidConfig"),
-        (ROOT_PATH, MANAGER_INTERFACE, "Unregister", "sa{sv}", ("a", {"force": Variant("s", "x")}), "InvalidConfig"),
+        (ROOT_PATH, MANAGER_INTERFACE, "Register", "sa{sv}a{sv}", ("b", {}, {"PATH": Variant("s", "")}), "InvalidArgs"),
+        (ROOT_PATH, MANAGER_INTERFACE, "Unregister", "sa{sv}", ("a", {"force": Variant("s", "x")}), "InvalidArgs"),
         (model_path("a"), MODEL_INTERFACE, "Set", "a{sv}a{sv}", ({}, {}), "InvalidConfig"),
         (model_path("a"), MODEL_INTERFACE, "Kill", "sa{sv}", ("NONE", {}), "InvalidConfig"),
         (model_path("a"), MODEL_INTERFACE, "Kill", "sa{sv}", ("TERM", {}), "Busy"),
-        (model_path("a"), MODEL_INTERFACE, "Start", "a{sv}", ({"block": Variant("b", True)},), "InvalidConfig"),
-        (model_path("a"), MODEL_INTERFACE, "Stop", "a{sv}", ({"x": Variant("b", True)},), "InvalidConfig"),
-        (model_path("a"), MODEL_INTERFACE, "Restart", "a{sv}", ({"x": Variant("b", True)},), "InvalidConfig"),
-        (model_path("a"), MODEL_INTERFACE, "Enable", "a{sv}", ({"x": Variant("b", True)},), "InvalidConfig"),
-        (model_path("a"), MODEL_INTERFACE, "Disable", "a{sv}", ({"x": Variant("b", True)},), "InvalidConfig"),
-        (model_path("a"), MODEL_INTERFACE, "ResetFailed", "a{sv}", ({"x": Variant("b", True)},), "InvalidConfig"),
-        (model_path("a"), MODEL_INTERFACE, "CheckHealth", "a{sv}", ({"x": Variant("b", True)},), "InvalidConfig"),
+        (model_path("a"), MODEL_INTERFACE, "Start", "a{sv}", ({"block": Variant("b", True)},), "InvalidArgs"),
+        (model_path("a"), MODEL_INTERFACE, "Stop", "a{sv}", ({"x": Variant("b", True)},), "InvalidArgs"),
+        (model_path("a"), MODEL_INTERFACE, "Restart", "a{sv}", ({"x": Variant("b", True)},), "InvalidArgs"),
+        (model_path("a"), MODEL_INTERFACE, "Enable", "a{sv}", ({"x": Variant("b", True)},), "InvalidArgs"),
+        (model_path("a"), MODEL_INTERFACE, "Disable", "a{sv}", ({"x": Variant("b", True)},), "InvalidArgs"),
+        (model_path("a"), MODEL_INTERFACE, "ResetFailed", "a{sv}", ({"x": Variant("b", True)},), "InvalidArgs"),
+        (model_path("a"), MODEL_INTERFACE, "CheckHealth", "a{sv}", ({"x": Variant("b", True)},), "InvalidArgs"),
     ],
 )  # fmt: skip
 async def test_what_is_refused_is_refused_by_name(
@@ -384,30 +384,41 @@ async def test_register_and_unregister(client: Client, house: House) -> None:
     (removed,) = client.told("InterfacesRemoved")
     assert (removed.path, removed.body) == (ROOT_PATH, [path, [MODEL_INTERFACE]])
     assert await client.call(ROOT_PATH, OBJECT_MANAGER, "GetManagedObjects") == {}
-    assert (await client.refused(path, MODEL_INTERFACE, "Start", "a{sv}", {}))[0] == "UnknownObject"
+    assert (await client.refused(path, MODEL_INTERFACE, "Start", "a{sv}", {}))[0] == "NoSuchModel"
 
 
 async def test_a_model_that_is_being_removed_breaks_no_list(
     client: Client, house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At no moment is there an object without its model: one such, and the list of all fails."""
     await house.register("a")
     await house.register("b")
-    gate, reload = asyncio.Event(), house.systemd.reload
-    entered = asyncio.Event()
+    entered, gate = asyncio.Event(), asyncio.Event()
 
-    async def slow() -> None:
-        if "a" not in house.manager.catalog.models:
-            entered.set()
-            await gate.wait()
-        await reload()
+    def held(really: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(*arguments: Any) -> Any:
+            if "a" not in house.manager.catalog.models:
+                entered.set()
+                await gate.wait()
+            return await really(*arguments)
 
-    monkeypatch.setattr(house.systemd, "reload", slow)
-    job = await client.manager("Unregister", "sa{sv}", "a", {})
-    await entered.wait()
-    assert list(await client.call(ROOT_PATH, OBJECT_MANAGER, "GetManagedObjects")) == [model_path("b")]
-    assert [m["Name"] for m in await client.manager("ListModels", "asa{sv}", [], {})] == ["b"]
-    gate.set()
-    await client.job(job, "Wait")
+        return call
+
+    for owner, name in (
+        (house.manager._observer, "removed"),
+        (house.systemd, "reload"),
+        (house.systemd, "reset_failed"),
+    ):
+        with monkeypatch.context() as patch:
+            entered.clear(), gate.clear()
+            patch.setattr(owner, name, held(getattr(owner, name)))
+            job = await client.manager("Unregister", "sa{sv}", "a", {})
+            await entered.wait()
+            assert list(await client.call(ROOT_PATH, OBJECT_MANAGER, "GetManagedObjects")) == [model_path("b")]
+            assert [m["Name"] for m in await client.manager("ListModels", "asa{sv}", [], {})] == ["b"]
+            gate.set()
+            await client.job(job, "Wait")
+        await house.register("a")
 
 
 async def test_every_state_is_told(client: Client, house: House) -> None:
@@ -532,9 +543,8 @@ async def test_a_wait_with_a_timeout(client: Client, house: House) -> None:
         "the start of a goes on after 0.05 s; 'cortexctl status a' shows how far it is",
     )
     assert await client.get(path, JOB_INTERFACE, "State") == "running"
-    assert (await client.refused(path, JOB_INTERFACE, "Wait", "a{sv}", {"timeout": Variant("s", "1")}))[
-        0
-    ] == "InvalidConfig"
+    name, _ = await client.refused(path, JOB_INTERFACE, "Wait", "a{sv}", {"timeout": Variant("s", "1")})
+    assert name == "InvalidArgs"
 
 
 async def test_a_job_that_fails(client: Client, house: House) -> None:
@@ -578,8 +588,19 @@ async def test_a_job_is_kept_for_a_while(client: Client, house: House, monkeypat
     assert await client.job(path, "Wait") == ["done", []]
     number = int(path.rsplit("/")[-1])
     await aio_until(lambda: number not in house.manager.life.jobs._jobs, "the job to be forgotten")
-    assert (await client.refused(path, JOB_INTERFACE, "Wait", "a{sv}", {}))[0] == "UnknownObject"
+    assert await client.refused(path, JOB_INTERFACE, "Wait", "a{sv}", {}) == (
+        "NoSuchJob", f"job {number} is unknown, or ended more than 60 s ago"
+    )  # fmt: skip
     assert await client.manager("StopModel", "s", "a") != path
+
+
+async def test_start_and_enable(client: Client, house: House) -> None:
+    unit = await house.register()
+    house.logind.lingers = False
+    path = await client.model("a", "Start", "a{sv}", {"enable": Variant("b", True)})
+    result, (warning,) = await client.job(path, "Wait")
+    assert result == "done" and "loginctl enable-linger" in warning
+    assert house.unit().unit_file_state == "enabled" and ("EnableUnitFiles", unit) in house.systemd.calls
 
 
 async def test_warnings_of_a_job_reach_who_waits(client: Client, house: House) -> None:

@@ -130,6 +130,7 @@ class FakeSystemd(Service):
             "SubState": "dead",
             "Result": "success",
             "ExecMainStatus": 0,
+            "StatusText": "",
             **unit,
         }
 

@@ -98,6 +98,10 @@ def activating_bus(tmp_path: Path) -> Iterator[str]:
             f"cortexd does not start: cortexd.service failed (exit-code, status 3); {SEE}",
         ),
         (
+            {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": 78, "StatusText": "models.db is broken"},
+            "cortexd does not start: models.db is broken",
+        ),
+        (
             {"ActiveState": "activating", "SubState": "auto-restart", "Result": "timeout"},
             f"cortexd does not start: cortexd.service failed (timeout); {SEE}",
         ),

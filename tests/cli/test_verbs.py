@@ -55,7 +55,9 @@ def test_set(cli: Cli, fake: FakeDaemon) -> None:
     assert done.stdout == "Changed memory, extra_args, host of a\nChanged memory, extra_args, host of b\n"
     assert done.stderr.splitlines()[-1].endswith("'cortexctl restart a b' brings it")
     assert {call.path for call in fake.calls("Set")} == {model_path("a"), model_path("b")}
-    assert fake.calls("Set")[0].body == ({"memory": ("s", "128G"), "extra_args": ("s", ""), "host": ("s", "a=b")}, {})
+    settings, options = fake.calls("Set")[0].body
+    assert settings == {"memory": ("s", "128G"), "extra_args": ("s", ""), "host": ("s", "a=b")}
+    assert {"search_path", "working_directory"} == set(options)  # a path is relative to where it was typed
     assert cli.json("set", "a", "memory=1G")[0]["RestartNeeded"] is True
 
 

@@ -73,7 +73,7 @@ class House:
             unit_folder=home / ".config" / "systemd" / "user",
             data=home / ".cortex",
             cache=home / ".cache",
-            runtime=folder / "run",
+            search_path="/usr/bin:/bin",
         )
         self.scope.unit_folder.mkdir(parents=True)
         self.gguf, self.server = folder / "tiny.gguf", folder / "llama-server"

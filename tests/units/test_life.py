@@ -87,14 +87,11 @@ def test_hosts(unit_lab: UnitLab, name: str, host: str, probe: str) -> None:
 
 
 def test_without_an_endpoint_a_start_is_over_when_it_runs(unit_lab: UnitLab) -> None:
-    """No backend is like that; a unit of a file in the custom form may be."""
     gate = unit_lab.gate("no-endpoint")
-    generated = unit_lab.define("no-endpoint", "--fake-gate", str(gate))
-    text = "\n".join(line for line in generated.text.splitlines() if not line.startswith("ExecStartPost"))
-    (unit_lab.scope.unit_folder / unit_name("no-endpoint")).write_text(text)
-    systemctl("daemon-reload")
+    generated = unit_lab.define("no-endpoint", "--fake-gate", str(gate), health__endpoint="none")
     unit_lab.start("no-endpoint")
     assert unit_lab.state("no-endpoint")["ActiveState"] == "active"
+    assert listeners(generated.spec.port) == []
 
 
 # ------------------------------------------------------------------------------------------------------------- failures
@@ -393,7 +390,7 @@ def outside(command: str) -> int:
 
 
 def test_nothing_inside_reaches_the_users_bus_or_manager(unit_lab: UnitLab) -> None:
-    runtime = unit_lab.scope.runtime
+    runtime = os.environ["XDG_RUNTIME_DIR"]
     reach = {
         "busctl": "busctl --user list",
         "busctl by path": f"busctl --address=unix:path={runtime}/bus list",
@@ -419,7 +416,12 @@ def test_our_data_is_hidden_and_other_paths_are_read_only(unit_lab: UnitLab) -> 
     home, data = unit_lab.scope.home, unit_lab.scope.data
     (data / "logs").mkdir(parents=True, exist_ok=True)
     (data / "secret").write_text("secret")
-    reads = {"data": f"cat {data}/secret", "list": f"ls {data}/logs"}
+    # Another model's settings stand in its unit.
+    reads = {
+        "data": f"cat {data}/secret",
+        "list": f"ls {data}/logs",
+        "other models": f"ls {unit_lab.scope.unit_folder}",
+    }
     writes = {
         "home": f"touch {home}/written", "units": f"touch {unit_lab.scope.unit_folder}/written.service",
         "own folder": f"touch {unit_lab.folder}/written", "shm": "touch /dev/shm/written && rm /dev/shm/written",
