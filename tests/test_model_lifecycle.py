@@ -9,7 +9,9 @@ import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -43,6 +45,17 @@ def registered(cortex: Cortex, request: pytest.FixtureRequest) -> Iterator[str]:
     cortex.register_tiny(name)
     yield name
     cortex.run("unregister", "--force", name, check=False)
+
+
+class _AlwaysWell(BaseHTTPRequestHandler):
+    """Answers 200 to everything."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
 
 
 def unit_lines(cortex: Cortex, name: str) -> list[str]:
@@ -404,18 +417,37 @@ class TestLife:
         assert f"model {registered}" in cortex.fails("start", "second")
         cortex.run("unregister", "second")
 
-    def test_a_server_that_a_stranger_replaces_is_not_believed(self, cortex: Cortex, registered: str) -> None:
-        """A 200 from another process on the port is no readiness: the unit's own server could not bind."""
+    def test_a_strangers_answer_is_not_believed(self, cortex: Cortex, registered: str, tmp_path: Path) -> None:
+        """A 200 from another process on the port is no readiness, while the unit's own server lives and says nothing."""
+        silent = tmp_path / "silent-server"
+        silent.write_text("#!/bin/sh\nexec sleep 1000\n")
+        silent.chmod(0o755)
+        cortex.run("set", registered, f"exec={silent}", "RestartSec=60")
         port = cortex.properties(registered)["Settings"]["port"]
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("127.0.0.1", port))
-            sock.listen()
-            done = subprocess.run(
-                ["systemctl", "--user", "start", f"cortex-{registered}"], capture_output=True, text=True, check=False
-            )
+        with HTTPServer(("127.0.0.1", port), _AlwaysWell) as stranger:
+            Thread(target=stranger.serve_forever, daemon=True).start()
+            done = subprocess.run(["systemctl", "--user", "start", f"cortex-{registered}"], check=False)
+            stranger.shutdown()
         assert done.returncode != 0
+        assert "outside this unit" in systemd(registered, "StatusText")["StatusText"]
         cortex.run("stop", registered)
+
+    def test_settings_of_a_running_server_wait_for_its_restart(self, cortex: Cortex, registered: str) -> None:
+        """The server that runs is watched where it is, whatever the settings say of the next one."""
+        cortex.run(
+            "set", registered, "health.interval_seconds=0.2", "health.timeout_seconds=0.2", "health.max_failures=1"
+        )
+        cortex.run("start", registered)
+        before = cortex.properties(registered)
+        cortex.run("set", registered, "port=auto")
+        events = len(cortex.json("events", registered))
+        # Each of these commands takes longer than from one probe to the next, and one failure would be enough.
+        until(lambda: cortex.run("health", registered, check=False).returncode == 0, "a healthy answer")
+        after = cortex.properties(registered)
+        assert (after["InvocationID"], after["URL"]) == (before["InvocationID"], before["URL"])
+        assert len(cortex.json("events", registered)) == events
+        cortex.run("restart", registered)
+        assert cortex.properties(registered)["URL"] != before["URL"]
 
     def test_set_tells_when_a_restart_is_needed(self, cortex: Cortex, registered: str) -> None:
         cortex.run("start", registered)
