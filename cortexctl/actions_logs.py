@@ -33,7 +33,7 @@ def logs(context: Context) -> int:
     if (problem := journal.unreadable()) is not None:
         raise CtlError("JournalUnreadable", f"log lines cannot be shown: {problem}")
     units = [unit_name(name) for name in args.names] if models is None else [info["Unit"] for info in models]
-    selection = [f"--user-unit={unit}" for unit in units]
+    selection = [word for unit in units for word in ("+", *journal.unit_match(unit))][1:]
     if args.previous:
         if len(units) != 1:
             raise CtlError("Usage", "--previous takes one model", USAGE)

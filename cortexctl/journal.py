@@ -15,6 +15,14 @@ _LONGEST_LINE = 2000
 FOLDERS = (Path("/var/log/journal"), Path("/run/log/journal"))
 
 
+def unit_match(unit: str) -> list[str]:
+    """Every line of a unit: its processes' and the manager's about it, and those that the journal cannot give to a unit,
+    since their process was gone by then; they still carry its identifier."""
+    user = f"_UID={os.getuid()}"
+    identifier = f"SYSLOG_IDENTIFIER={unit.removesuffix('.service')}"
+    return [f"_SYSTEMD_USER_UNIT={unit}", user, "+", f"USER_UNIT={unit}", user, "+", identifier, user]
+
+
 def run_match(invocation: str) -> list[str]:
     """The lines of one run, the manager's own about it included."""
     return [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"USER_INVOCATION_ID={invocation}"]
@@ -64,7 +72,7 @@ def _journals(folder: Path) -> list[Path]:
 
 def tail(unit: str, invocation: str, lines: int) -> list[str]:
     """The last lines of a run (without one: of the unit), harmless to a terminal; none when the journal is slow."""
-    match = run_match(invocation) if invocation else [f"--user-unit={unit}"]
+    match = run_match(invocation) if invocation else unit_match(unit)
     text = _journalctl("-a", "-o", "short", "-n", str(lines), *match)
     return [strip_sequences(line[:_LONGEST_LINE]) for line in text.splitlines()[-lines * 4 :]]
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from cortexd import waiter
 from cortexd.backends import LaunchPlan, backend_of
@@ -18,6 +19,7 @@ from cortexd.checks import check_spec, warnings_of
 from cortexd.errors import CortexError, InvalidConfig, ModelExists, NoSuchModel, StoreFailed, UnitConflict
 from cortexd.events import Ending, Event, shown_settings
 from cortexd.health.policy import HealthState
+from cortexd.jobs import Job
 from cortexd.kinds import Value
 from cortexd.model import DEFAULT_BACKEND, ModelSpec, build_spec, parse_settings
 from cortexd.names import check_name, model_name, unit_name
@@ -30,6 +32,8 @@ from cortexd.units.files import FileState
 from cortexd.units.render import FOLDER_TEMPLATE, Tools, probe_address, render_folder_template, render_unit
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ class Model:
     definition: Definition
     health: HealthState = field(default_factory=HealthState)
     ending: Ending = field(default_factory=Ending)
+    latest_start: Job | None = None
+    """The last start or restart that was asked for through cortexd, unless a stop came after it."""
     serving: Serving = field(default_factory=Serving)
     rewritten: bool = False
     """Its unit file was found missing or outdated at the daemon's start."""
@@ -170,9 +176,20 @@ class Catalog:
                 found.append(
                     f"{self._path(model)} is not what cortexd wrote and is kept; settings do not reach it until it is deleted"
                 )
+            elif model.file_state is FileState.MISSING:
+                found.append(f"{self._path(model)} is missing; the next start writes it again")
             if model.warnings != tuple(found):
                 model.warnings = tuple(found)
                 self.on_change(model.name)
+
+    async def check(self, model: Model) -> None:
+        """Look again whether a model can be run, before a start: files go away. Raises InvalidConfig."""
+        await _look(self._check, model.spec)
+
+    def _check(self, spec: ModelSpec) -> None:
+        check_spec(spec, backend_of(spec.backend), self._scope)
+        if not os.access(spec.exec, os.X_OK):
+            raise InvalidConfig(f"exec={spec.exec!r}: is no executable file any more; give another one with exec=")
 
     async def look(self, model: Model) -> None:
         """See whether somebody changed the unit file meanwhile."""
@@ -215,7 +232,7 @@ class Catalog:
             name = model_name(path.name)
             if name and name not in self.models and files.inspect(path) in (FileState.CURRENT, FileState.EDITED):
                 self.warnings.append(
-                    f"{path} was written by cortexd, but no model {name!r} is registered; delete it if it is not needed"
+                    f"{path} was written by cortexd, but no model {name!r} is registered; register it again, or delete the file"
                 )
         return changed
 
@@ -257,8 +274,8 @@ class Catalog:
                 raise ModelExists(
                     f"model {name!r} is registered already; change it with 'cortexctl set {name} KEY=VALUE'"
                 )
-            explicit = await asyncio.to_thread(fill_in, parse_settings(raw), {}, caller, self._scope, self._specs())
-            model = Model(name, await asyncio.to_thread(self._define, name, explicit))
+            explicit = await _look(fill_in, parse_settings(raw), {}, caller, self._scope, self._specs())
+            model = Model(name, await _look(self._define, name, explicit))
             await asyncio.to_thread(files.check_writable, self._path(model))
             await self._refuse_foreign_unit(model)
             message = f"registered with {model.spec.backend}"
@@ -295,8 +312,8 @@ class Catalog:
         old = model.definition
         async with self._choosing:
             others = [spec for spec in self._specs() if spec.name != model.name]
-            explicit = await asyncio.to_thread(fill_in, parsed, old.explicit, caller, self._scope, others)
-            new = await asyncio.to_thread(self._define, model.name, explicit)
+            explicit = await _look(fill_in, parsed, old.explicit, caller, self._scope, others)
+            new = await _look(self._define, model.name, explicit)
             if new.text != old.text:
                 await asyncio.to_thread(files.check_writable, self._path(model))
             shown = shown_settings(raw)
@@ -314,10 +331,10 @@ class Catalog:
             await self._store.save_model(model.name, old.explicit, undone)
             raise
 
-    async def remove(self, model: Model, actor: str) -> None:
+    async def remove(self, model: Model, actor: str) -> list[str]:
         """Forget a stopped model and delete its unit file; a file that was edited by hand is kept, and named. systemd is
-        the caller's to tell: all of this is true even if it does not answer."""
-        kept = ""
+        the caller's to tell: all of this is true even if it does not answer. Returns what was kept, a sentence each."""
+        kept = []
         if await asyncio.to_thread(files.inspect, self._path(model)) in (FileState.CURRENT, FileState.OUTDATED):
             try:
                 await asyncio.to_thread(files.remove, self._path(model))
@@ -326,8 +343,10 @@ class Catalog:
                     f"{self._path(model)} cannot be deleted: {e.strerror}; delete it and try again"
                 ) from e
         elif self._path(model).exists():
-            kept = f"; {self._path(model)} was not as cortexd wrote it, and is kept"
-        event = Event(model=model.name, kind="unregistered", message="unregistered" + kept, actor=actor)
+            kept.append(f"{self._path(model)} was not as cortexd wrote it and is kept; delete it if it is not needed")
+        if (drop_ins := Path(f"{self._path(model)}.d")).exists():
+            kept.append(f"{drop_ins} is kept, and would apply to the next model of that name")
+        event = Event(model=model.name, kind="unregistered", message="; ".join(["unregistered", *kept]), actor=actor)
         try:
             await self._store.delete_model(model.name, event)
         except BaseException:
@@ -336,3 +355,18 @@ class Catalog:
             raise
         del self.models[model.name]
         self._refresh_warnings()
+        return kept
+
+
+_LOOK_SECONDS = 10.0
+
+
+async def _look(function: Callable[..., _T], *arguments: object) -> _T:
+    """Run what looks at a caller's files in a thread, and not for ever: a file system may not answer."""
+    try:
+        async with asyncio.timeout(_LOOK_SECONDS):
+            return await asyncio.to_thread(function, *arguments)
+    except TimeoutError:
+        raise InvalidConfig(
+            f"path: its file system does not answer within {_LOOK_SECONDS:g} s; check the mount"
+        ) from None

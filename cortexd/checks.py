@@ -79,9 +79,10 @@ def check_host(host: str) -> None:
 def warnings_of(spec: ModelSpec, others: Iterable[ModelSpec], explicit: Collection[str]) -> Iterator[str]:
     """What a person should know about a model that can be run. `explicit`: the settings that were asked for; a default
     that is larger than the machine surprises nobody."""
-    for other in others:
-        if other.name != spec.name and other.port == spec.port and overlap(other.host, spec.host):
-            yield f"port={spec.port}: model {other.name} has it, too; only one of them can run at a time"
+    same = [o.name for o in others if o.name != spec.name and o.port == spec.port and overlap(o.host, spec.host)]
+    if same:
+        who = f"model {same[0]} has" if len(same) == 1 else f"models {same[0]} and {len(same) - 1} more have"
+        yield f"port={spec.port}: {who} it, too; only one of them can run at a time"
     if spec.port < _FIRST_UNPRIVILEGED:
         yield f"port={spec.port}: most machines let only root listen below {_FIRST_UNPRIVILEGED}"
     memory, machine = spec.limits.memory, machine_memory()

@@ -19,22 +19,24 @@ _DEADLINE = 5.0  # seconds to wait for the journal, which gets its lines a momen
 _POLL = 0.1
 
 
-async def save_run(folder: Path, model: str, invocation_id: str) -> Path | None:
+async def save_run(folder: Path, model: str, invocation_id: str, began: int) -> Path | None:
     """Write the run's last lines, the manager's own included, to `folder`/model/TIME-RUN.log; None if there are none."""
-    text = await _last_lines(invocation_id)
+    text = await _last_lines(invocation_id, f"SYSLOG_IDENTIFIER=cortex-{model}", began)
     if not text:
         return None
     return await asyncio.to_thread(_write, folder / model, invocation_id, text[-MAX_BYTES:])
 
 
-async def _last_lines(invocation_id: str) -> bytes:
-    """The run's lines, once the manager's own about its end are among them."""
+async def _last_lines(invocation_id: str, identifier: str, began: int) -> bytes:
+    """The run's lines, once the manager's own about its end are among them. The journal does not know the run of a line
+    whose process is gone by then, only its identifier, so what came under that one since the run began counts, too."""
     run, manager = f"_SYSTEMD_INVOCATION_ID={invocation_id}", f"USER_INVOCATION_ID={invocation_id}"
     deadline = time.monotonic() + _DEADLINE
     while True:
         told = await _journalctl("UNIT_RESULT", manager)
         if told or time.monotonic() > deadline:
-            return await _journalctl("", run, "+", manager)
+            since = f"--since=@{began / 1e6:.6f}"
+            return await _journalctl("", since, run, "+", manager, "+", identifier, f"_UID={os.getuid()}")
         await asyncio.sleep(_POLL)
 
 

@@ -59,7 +59,7 @@ def _parse_size(raw: object) -> Value:
     else:
         raise ValueError("use bytes with a suffix, such as 512M, 32G or 1.5T, or infinity")
     if not MIB <= value < 2**63:
-        raise ValueError("must be between 1M and 8388607T, or infinity")
+        raise ValueError("must be between 1M and 8388607T, or infinity; a number without a suffix is bytes")
     return value
 
 

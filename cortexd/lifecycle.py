@@ -11,12 +11,12 @@ from cortexd import ports
 from cortexd.catalog import Catalog, Model
 from cortexd.errors import JobCanceled, JobFailed, PortInUse, ShuttingDown
 from cortexd.events import Ending, Event, Priority
-from cortexd.jobs import Job, JobTable
+from cortexd.jobs import Job, JobState, JobTable, Work
 from cortexd.registration import Caller
 from cortexd.states import describe_end
 from cortexd.store import Store
 from cortexd.systemd.protocol import Systemd, SystemdJob
-from cortexd.units.render import probe_address
+from cortexd.units.render import missing_folders, probe_address
 
 _MARGIN = 30.0  # seconds that systemd may take beyond its own time-outs before we stop waiting
 
@@ -55,6 +55,7 @@ class Lifecycle:
         async with self._catalog.locked(model), self._starting:
             unit = await self._systemd.refresh(model.unit)
             if not unit.running:
+                await self._catalog.check(model)
                 await self._check_port(model)
             await self._catalog.ensure_unit(model)
             await self.record(model, "start", "start asked for", caller)
@@ -66,29 +67,39 @@ class Lifecycle:
             else:
                 queued = await self._systemd.start_unit(model.unit)
             await self._systemd.refresh(model.unit)
-        return self._spawn_start("start", model, queued)
+        return self._spawn_start("start", model, lambda job: self._await_start(model, queued, job))
 
-    def _spawn_start(self, kind: str, model: Model, queued: SystemdJob) -> Job:
+    def _spawn_start(self, kind: str, model: Model, work: Work) -> Job:
         def cancel(caller: Caller) -> Coroutine[Any, Any, Job]:
             return self.stop(model.name, caller)
 
-        return self.jobs.spawn(kind, model.name, lambda job: self._await_start(model, queued), cancel)
+        model.latest_start = job = self.jobs.spawn(kind, model.name, work, cancel)
+        return job
 
-    async def _await_start(self, model: Model, queued: SystemdJob) -> None:
-        timeout = model.spec.health.startup_timeout + model.plan.stop_seconds + 2 * _MARGIN
-        result = await queued.wait(timeout)
+    async def _await_start(self, model: Model, queued: SystemdJob, job: Job) -> None:
+        """Wait until the model is ready. Where a later start or restart of ours superseded this one, its end is this one's."""
+        result = await queued.wait(model.spec.health.startup_timeout + model.plan.stop_seconds + 2 * _MARGIN)
         unit = self._systemd.cached(model.unit)
         if result in ("done", "skipped") and unit.active_state in ("active", "activating", "reloading"):
             return
+        if await self._follow(model, job):
+            return
         if result == "canceled":
-            raise JobCanceled(f"the start of {model.name} was cancelled or superseded by a stop")
+            raise JobCanceled(f"the start of {model.name} was cancelled, or superseded by a stop")
         if result == "dependency":
-            raise JobFailed(
-                f"a folder that {model.name} must write could not be made; 'cortexctl cat {model.name}' names them"
-            )
-        why = describe_end(unit) or (f"systemd's job ended with {result!r}" if result != "done" else "it ended at once")
+            missing = await asyncio.to_thread(missing_folders, model.spec, model.plan)
+            raise JobFailed(f"a folder that it must write cannot be made: {missing}; make it, or change ReadWritePaths")
+        why = describe_end(unit) or (f"systemd says {result!r}" if result != "done" else "it ended at once")
         again = "; systemd tries again" if unit.sub_state.startswith("auto-restart") else ""
         raise JobFailed(why + again)
+
+    async def _follow(self, model: Model, job: Job) -> bool:
+        """Wait for the later start that superseded `job`, if there is one: its end, well or not, is the end of both."""
+        later = model.latest_start
+        if later is None or later is job or later.state is not JobState.RUNNING:
+            return False
+        job.warnings += await later.wait()
+        return True
 
     async def _check_port(self, model: Model) -> None:
         spec = model.spec
@@ -107,6 +118,7 @@ class Lifecycle:
         self.check_open()
         model = self._catalog.get(name)
         await self.record(model, "stop", "stop asked for", caller)
+        model.latest_start = None
         return self.jobs.spawn("stop", name, lambda job: self.stop_and_wait(model, job))
 
     async def stop_and_wait(self, model: Model, job: Job) -> Ending:
@@ -137,7 +149,7 @@ class Lifecycle:
         message = f"it did not end cleanly: {describe_end(unit)}"
         if unit.result == "timeout":
             message = f"it did not end within {model.plan.stop_seconds} s and was killed"
-        job.warnings.append(f"{model.name}: {message}")
+        job.warnings.append(message)
         kind, run = "stop-unclean", unit.invocation_id
         event = Event(model=model.name, kind=kind, message=message, priority=Priority.WARNING, invocation_id=run)
         await self._store.add_event(event)
@@ -157,16 +169,22 @@ class Lifecycle:
             if unit.active_state == "active":
                 with bringing_to_end(model, Ending(unit.invocation_id, "stop")):
                     await self._systemd.reset_failed(model.unit)
-                    return self._spawn_start("restart", model, await self._systemd.restart_unit(model.unit))
+                    queued = await self._systemd.restart_unit(model.unit)
+                return self._spawn_start("restart", model, lambda job: self._await_start(model, queued, job))
 
         async def stop_then_start(job: Job) -> None:
-            asked = await self.stop_and_wait(model, job)
-            if model.ending is not asked:
-                raise JobCanceled(f"the restart of {name} was superseded by a stop")
+            try:
+                asked = await self.stop_and_wait(model, job)
+                if model.ending is not asked:
+                    raise JobCanceled(f"the restart of {name} was superseded by a stop")
+            except JobCanceled:
+                if await self._follow(model, job):
+                    return
+                raise
             await self._systemd.reset_failed(model.unit)
-            await self._await_start(model, await self._systemd.start_unit(model.unit))
+            await self._await_start(model, await self._systemd.start_unit(model.unit), job)
 
-        return self.jobs.spawn("restart", name, stop_then_start)
+        return self._spawn_start("restart", model, stop_then_start)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cortexd.catalog import Catalog, Model
 from cortexd.errors import Busy, CortexError, InvalidConfig, JobFailed, NoSuchModel
 from cortexd.events import Ending, Event
-from cortexd.health.policy import Probe
+from cortexd.health.policy import Outcome, Probe
 from cortexd.health.probe import Prober
 from cortexd.jobs import Job
 from cortexd.lifecycle import Lifecycle, bringing_to_end
@@ -143,14 +143,14 @@ class Manager:
                 await self.life.stop_and_wait(model, job)
                 if self._systemd.cached(model.unit).running:
                     raise JobFailed(f"model {name!r} was started again while it was being removed; try again")
-                await self.catalog.remove(model, caller.actor)
+                job.warnings += await self.catalog.remove(model, caller.actor)
                 self.on_remove(name)
                 await self._observer.removed(name)
                 try:
                     await self._systemd.reload()
                     await self._systemd.reset_failed(model.unit)
                 except CortexError as e:
-                    job.warnings.append(f"{name}: is removed, but systemd still remembers its unit: {e}")
+                    job.warnings.append(f"is removed, but systemd still remembers its unit: {e}")
 
         return self.life.jobs.spawn("unregister", name, work)
 
@@ -212,8 +212,11 @@ class Manager:
         """Probe now; the outcome does not count."""
         model = self.catalog.get(name)
         spec = model.spec
-        if not spec.health.endpoint:
+        if not model.endpoint:
             raise InvalidConfig(f"health.endpoint: model {name!r} has none to ask; set it with 'cortexctl set'")
+        if not self._systemd.cached(model.unit).running:
+            # Whoever answers there is not this model.
+            return Probe(outcome=Outcome.NOT_RUNNING, reason=f"it is {self.view(name).judgement.state}")
         return await self._prober.probe(health_url(model), spec.health.timeout)
 
 

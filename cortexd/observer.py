@@ -192,12 +192,12 @@ class Observer:
             log.log(_LEVELS[event.priority], "%s: %s", model.name, event.message)
             self._write(replace(event, details=_told(model.serving)) if event.kind == "run" else event)
             if event.kind in _ENDED_BADLY and event.priority is not Priority.INFO:
-                _spawn(self._tasks, self._save_log(model.name, event.invocation_id))
+                _spawn(self._tasks, self._save_log(model.name, event.invocation_id, new.exec_main_start))
 
-    async def _save_log(self, name: str, run: str) -> None:
+    async def _save_log(self, name: str, run: str, began: int) -> None:
         try:
             async with self._saving:
-                await journal.save_run(self._scope.logs, name, run)
+                await journal.save_run(self._scope.logs, name, run, began)
         except OSError as e:
             log.warning("%s: the log of its failed run is not saved: %s", name, e)
 

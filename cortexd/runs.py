@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cortexd.events import Ending, Event, Priority
-from cortexd.states import describe_end
+from cortexd.states import describe_end, gave_up
 from cortexd.systemd.protocol import UnitState
 
 _CLD_KILLED = 2
@@ -32,7 +32,7 @@ def transitions(model: str, old: UnitState, new: UnitState, ending: Ending) -> I
         why = describe_end(new) or "the server ended by itself"
         yield event("ended", _sender(new, why, by) + "; systemd starts it again", Priority.WARNING)
     if new.active_state == "failed" and (old.active_state != "failed" or new_run) and not explained:
-        yield event("failed", _sender(new, describe_end(new), by), Priority.ERROR)
+        yield event("failed", _sender(new, describe_end(new), by) + gave_up(new), Priority.ERROR)
     if new.active_state == "inactive" and old.running and not explained:
         if new.exec_main_code == _CLD_KILLED:
             yield event("ended", _sender(new, describe_end(new), by), Priority.WARNING)

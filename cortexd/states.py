@@ -70,6 +70,11 @@ def describe_end(unit: UnitState) -> str:
     return "" if unit.result == "success" else f"systemd says {unit.result!r}"
 
 
+def gave_up(unit: UnitState) -> str:
+    """What to add where systemd restarted it in vain until its start limit; empty where it did not."""
+    return f"; systemd gave up after {unit.n_restarts} restarts, a start by hand tries again" if unit.n_restarts else ""
+
+
 def _systemd_step(status: int) -> str:
     """systemd's own exit statuses, for what fails before the program runs (systemd.exec(5))."""
     steps = {
@@ -90,7 +95,7 @@ def judge(unit: UnitState, health: HealthState, spec: ModelSpec, *, ending: str 
         # A queued start, or the moment within a restart when nothing runs.
         return Judgement(State.RESTARTING if unit.n_restarts else State.STARTING)
     if active == "failed":
-        return Judgement(State.FAILED, describe_end(unit))
+        return Judgement(State.FAILED, describe_end(unit) + gave_up(unit))
     if active == "deactivating":
         return Judgement(State.RESTARTING, health.reason) if ending == "health" else Judgement(State.STOPPING)
     if active in ("activating", "reloading", "refreshing"):

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# Needs jeepney: Debian's python3-jeepney, or the virtual environment of cortexd.
 """Stop every model that runs, and start it again when this program ends: what a game launcher might do."""
 
 from jeepney import DBusAddress, new_method_call
@@ -18,6 +19,8 @@ models = call(ROOT, "Manager", "ListModels", "asa{sv}", [], {})
 running = [m["Name"][1] for m in models if m["State"][1] in ("ready", "busy", "degraded", "unhealthy")]
 for job in [call(ROOT, "Manager", "StopModel", "s", name) for name in running]:
     call(job, "Job", "Wait", "a{sv}", {})  # memory and ports are free when it returns
-input(f"stopped: {', '.join(running) or 'nothing'}; press Enter to start again ")
-for name in running:
-    call(ROOT, "Manager", "StartModel", "s", name)
+try:
+    input(f"stopped: {', '.join(running) or 'nothing'}; press Enter to start again ")
+finally:
+    for name in running:
+        call(ROOT, "Manager", "StartModel", "s", name)

@@ -97,6 +97,4 @@ def _check_gguf(path: Path) -> None:
     except OSError as e:
         raise InvalidConfig(f"path={str(path)!r}: {e.strerror}; give the path of a GGUF file") from None
     if magic != _GGUF_MAGIC:
-        raise InvalidConfig(
-            f"path={str(path)!r}: is no GGUF file (it begins with {magic!r}); convert the model to GGUF"
-        )
+        raise InvalidConfig(f"path={str(path)!r}: is no GGUF file; give one, or convert the model to GGUF")

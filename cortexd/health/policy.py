@@ -16,6 +16,7 @@ class Outcome(StrEnum):
     TIMEOUT = "time-out"
     HTTP_ERROR = "http-error"
     BROKEN = "broken-answer"
+    NOT_RUNNING = "not-running"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -84,8 +84,14 @@ ExecStart=:{quoting.word(tools.mkdir)} -p -m 0700 -- "%f"
 """
 
 
-def _written_folders(spec: ModelSpec, plan: LaunchPlan) -> list[str]:
+def written_folders(spec: ModelSpec, plan: LaunchPlan) -> list[str]:
+    """Every folder that the server may write: the backend's and the user's own."""
     return list(dict.fromkeys([*map(str, plan.writes), *spec.hardening.read_write_paths]))
+
+
+def missing_folders(spec: ModelSpec, plan: LaunchPlan) -> str:
+    """Those of written_folders that are not there, for a message."""
+    return ", ".join(folder for folder in written_folders(spec, plan) if not Path(folder).is_dir())
 
 
 def _unit_section(spec: ModelSpec, plan: LaunchPlan) -> Iterator[str]:
@@ -93,7 +99,7 @@ def _unit_section(spec: ModelSpec, plan: LaunchPlan) -> Iterator[str]:
     yield "Documentation=https://github.com/cortexlinux/cortex"
     # Enabled, it is wanted by default.target, which would wait for a slow model without this line.
     yield "After=default.target"
-    for folder in _written_folders(spec, plan):
+    for folder in written_folders(spec, plan):
         unit = FOLDER_TEMPLATE.replace("@", "@" + quoting.instance_of_path(folder))
         if len(unit) > _MAX_UNIT_NAME:
             raise InvalidConfig(f"ReadWritePaths={folder!r}: is too long for a unit's name; use a shorter path")
@@ -165,7 +171,7 @@ def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> I
     yield f"ProtectKernelModules={quoting.boolean(hardening.protect_kernel_modules)}"
     yield f"ProtectControlGroups={quoting.boolean(hardening.protect_control_groups)}"
     covered = _covered(spec, scope)
-    for folder in _written_folders(spec, plan):
+    for folder in written_folders(spec, plan):
         # What another file system lies over has to be brought back.
         directive = "BindPaths" if _lies_in(Path(folder), covered) else "ReadWritePaths"
         yield f"{directive}={quoting.path(folder)}"
@@ -200,7 +206,7 @@ def _hidden(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> li
     paths = [path for path in wanted if _lies_in(path, covered)]
     if spec.hardening.protect_home == "true":
         # systemd puts a folder there in which nothing can be mounted (measured on 252).
-        for path in [*paths, *map(Path, _written_folders(spec, plan))]:
+        for path in [*paths, *map(Path, written_folders(spec, plan))]:
             if _lies_in(path, covered) and not _lies_in(path, list(_TMP)):
                 raise InvalidConfig(f"ProtectHome='true': hides {path}, which the model needs; use tmpfs, or move it")
     return list(dict.fromkeys(map(str, paths)))

@@ -14,6 +14,8 @@ from tests.cli.fake_daemon import FakeDaemon
 
 RUNS = ["1" * 32, "2" * 32, "3" * 32]
 
+A = journal.unit_match("cortex-a.service")
+
 
 @pytest.fixture
 def journalctl(cli: Cli, tmp_path: Path) -> Path:
@@ -37,8 +39,8 @@ def asked(cli: Cli, *words: str) -> list[str]:
 
 def test_the_unit_is_filled_in(cli: Cli, fake: FakeDaemon, journalctl: Path) -> None:
     fake.add(model("a"), model("ab"), model("c"))
-    assert asked(cli, "a") == ["--user-unit=cortex-a.service"]
-    assert asked(cli, "a*") == ["--user-unit=cortex-a.service", "--user-unit=cortex-ab.service"]
+    assert asked(cli, "a") == A
+    assert asked(cli, "a*") == [*A, "+", *journal.unit_match("cortex-ab.service")]
 
 
 @pytest.mark.parametrize(
@@ -58,12 +60,12 @@ def test_the_unit_is_filled_in(cli: Cli, fake: FakeDaemon, journalctl: Path) -> 
 )
 def test_options_are_passed_on(cli: Cli, fake: FakeDaemon, journalctl: Path, words: str, arguments: list[str]) -> None:
     fake.add(model("a"))
-    assert asked(cli, "a", *words.split()) == [*arguments, "--user-unit=cortex-a.service"]
+    assert asked(cli, "a", *words.split()) == [*arguments, *A]
 
 
 def test_without_the_daemon(cli: Cli, journalctl: Path) -> None:
     """The journal is there all the same."""
-    assert asked(cli, "a", "b") == ["--user-unit=cortex-a.service", "--user-unit=cortex-b.service"]
+    assert asked(cli, "a", "b") == [*A, "+", *journal.unit_match("cortex-b.service")]
 
 
 def run_match(run: str) -> list[str]:
@@ -174,4 +176,4 @@ def test_the_last_lines_are_harmless_and_bounded(cli: Cli, journalctl: Path, mon
 def test_the_last_lines_are_those_of_the_run(cli: Cli, journalctl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", cli.environment["PATH"])
     assert journal.tail("u", RUNS[0], 7)[-5:] == ["-n", "7", *run_match(RUNS[0])]
-    assert journal.tail("u", "", 7)[-1] == "--user-unit=u"
+    assert journal.tail("u", "", 7)[-1] == f"_UID={os.getuid()}"
