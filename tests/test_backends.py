@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -312,12 +313,14 @@ def test_a_gguf_file_is_looked_at(gguf: Path, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("text")
     (tmp_path / "empty.gguf").touch()
     (tmp_path / "secret.gguf").touch(mode=0)
+    os.mkfifo(tmp_path / "fifo.gguf")
     for path, message in {
-        str(tmp_path / "text.gguf"): r"is no GGUF file \(it begins with b'text'\); convert",
+        str(tmp_path / "text.gguf"): "is no GGUF file; give one, or convert",
         str(tmp_path / "empty.gguf"): "is no GGUF file",
         str(tmp_path / "secret.gguf"): "Permission denied",
         str(tmp_path / "absent.gguf"): "No such file or directory; give the path of a GGUF file",
         str(tmp_path): "Is a directory",
+        str(tmp_path / "fifo.gguf"): "is no GGUF file",  # and nobody waits for what may come out of it
         "absent.gguf": "no such file here",
         "models/absent.gguf": "no such file here",
         "name": "neither a GGUF file nor a reference",

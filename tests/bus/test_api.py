@@ -607,7 +607,7 @@ async def test_warnings_of_a_job_reach_who_waits(client: Client, house: House) -
     unit = await house.running()
     house.systemd.behave(unit, stop="failed")
     path = await client.manager("StopModel", "s", "a")
-    assert await client.job(path, "Wait") == ["done", ["a: it did not end within 20 s and was killed"]]
+    assert await client.job(path, "Wait") == ["done", ["it did not end within 20 s and was killed"]]
 
 
 # -- The rest of the interfaces
@@ -655,11 +655,13 @@ async def test_a_probe_that_is_asked_for(client: Client, house: House) -> None:
     await house.register(port=18015)
     found = await client.model("a", "CheckHealth", "a{sv}", {})
     assert {k: v for k, v in found.items() if k != "LatencyUSec"} == {
-        "Healthy": True, "Outcome": "ok", "Reason": "", "Endpoint": "http://127.0.0.1:18015/health", "Failures": 0,
+        "Healthy": False, "Outcome": "not-running", "Reason": "it is stopped", "Endpoint": "http://127.0.0.1:18015/health", "Failures": 0,
         "MaxFailures": 3, "Next": "nothing: the model is not running",
     }  # fmt: skip
     await (await house.start()).wait()
-    assert "2 more failed probes" in (await client.model("a", "CheckHealth", "a{sv}", {}))["Next"]
+    found = await client.model("a", "CheckHealth", "a{sv}", {})
+    assert (found["Healthy"], found["Outcome"], found["Reason"]) == (True, "ok", "")
+    assert "2 more failed probes" in found["Next"]
 
 
 async def test_unit_files(client: Client, house: House) -> None:
