@@ -15,7 +15,6 @@ from cortexd import logs
 from cortexd.api.objects import export
 from cortexd.api.server import Server
 from cortexd.bus import Bus, BusError, BusGone, BusTimeout
-from cortexd.catalog import find_tools
 from cortexd.errors import Busy, CortexError, StoreFailed
 from cortexd.health.probe import Prober
 from cortexd.manager import Manager
@@ -25,6 +24,7 @@ from cortexd.scope import Scope, user_scope
 from cortexd.store import Store
 from cortexd.systemd.client import SystemdClient
 from cortexd.systemd.logind import LogindClient
+from cortexd.units.tools import find_tools
 from cortexd.version import VERSION
 
 log = logging.getLogger("cortexd.app")  # also where it is run as __main__

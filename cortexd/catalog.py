@@ -5,124 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from cortexd import waiter
-from cortexd.backends import LaunchPlan, backend_of
+from cortexd.backends import backend_of
 from cortexd.checks import check_spec, warnings_of
 from cortexd.errors import CortexError, InvalidConfig, ModelExists, NoSuchModel, StoreFailed, UnitConflict
-from cortexd.events import Ending, Event, shown_settings
-from cortexd.health.policy import HealthState
-from cortexd.jobs import Job
+from cortexd.events import Event, shown_settings
 from cortexd.kinds import Value
 from cortexd.model import DEFAULT_BACKEND, ModelSpec, build_spec, parse_settings
-from cortexd.names import check_name, model_name, unit_name
+from cortexd.names import check_name, model_name
+from cortexd.registered import Definition, Model
 from cortexd.registration import Caller, fill_in
 from cortexd.scope import Scope
 from cortexd.store import Store
 from cortexd.systemd.protocol import Systemd
 from cortexd.units import files
 from cortexd.units.files import FileState
-from cortexd.units.render import FOLDER_TEMPLATE, Tools, probe_address, render_folder_template, render_unit
+from cortexd.units.render import FOLDER_TEMPLATE, Tools, render_folder_template, render_unit
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Definition:
-    """What a model is: `explicit` is what was asked for; the rest follows from it."""
-
-    explicit: Mapping[str, Value]
-    spec: ModelSpec
-    plan: LaunchPlan
-    text: str
-    """The unit file as it should be."""
-
-    def serving(self, run: str, *, known: bool = True) -> Serving:
-        """What a run of this definition serves; `known`: it is certain that the unit file was as it is now."""
-        address, port = probe_address(self.spec.host), self.spec.port
-        url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
-        return Serving(run, url, self.spec.health.endpoint, files.digest(self.text) if known else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """What the current run was started with. Settings change meanwhile; its server does not."""
-
-    run: str = ""
-    """The run's InvocationID; empty while nothing runs."""
-    url: str = ""
-    endpoint: str = ""
-    digest: str = ""
-    """Of the unit file; empty where it is not known."""
-
-
-@dataclass
-class Model:
-    """A registered model: its definition, and what cortexd remembers of it beside systemd and the database."""
-
-    name: str
-    definition: Definition
-    health: HealthState = field(default_factory=HealthState)
-    ending: Ending = field(default_factory=Ending)
-    latest_start: Job | None = None
-    """The last start or restart that was asked for through cortexd, unless a stop came after it."""
-    serving: Serving = field(default_factory=Serving)
-    rewritten: bool = False
-    """Its unit file was found missing or outdated at the daemon's start."""
-    file_state: FileState = FileState.MISSING
-    warnings: tuple[str, ...] = ()
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while one use-case changes this model."""
-
-    @property
-    def unit(self) -> str:
-        """The systemd unit's name."""
-        return unit_name(self.name)
-
-    @property
-    def url(self) -> str:
-        """Where a client on this machine reaches its server: the one that runs, else the next one."""
-        return self.serving.url or self.definition.serving("").url
-
-    @property
-    def endpoint(self) -> str:
-        """The health endpoint of the server that runs, else of the next one."""
-        return self.serving.endpoint if self.serving.run else self.spec.health.endpoint
-
-    @property
-    def outdated(self) -> bool:
-        """Whether the server that runs was started with other settings."""
-        return bool(self.serving.run) and self.serving.digest != files.digest(self.definition.text)
-
-    @property
-    def spec(self) -> ModelSpec:
-        """Every setting, filled in."""
-        return self.definition.spec
-
-    @property
-    def plan(self) -> LaunchPlan:
-        """How its server is run."""
-        return self.definition.plan
-
-
-def find_tools() -> Tools:
-    """The programs that units name. Raises CortexError where this machine lacks one."""
-    found = {name: shutil.which(name, path="/usr/bin:/bin:/usr/local/bin") for name in ("env", "mkdir")}
-    for name, path in found.items():
-        if path is None:
-            raise CortexError(f"this machine has no {name!r} program in /usr/bin; install coreutils")
-    # The interpreter itself: a virtual environment's link may be in a folder that the unit does not see.
-    python = os.path.realpath(sys.executable)
-    return Tools(python, str(Path(waiter.__file__).resolve()), str(found["env"]), str(found["mkdir"]))
 
 
 class Catalog:

@@ -35,8 +35,8 @@ async def _last_lines(invocation_id: str, identifier: str, began: int) -> bytes:
     while True:
         told = await _journalctl("UNIT_RESULT", manager)
         if told or time.monotonic() > deadline:
-            since = f"--since=@{began / 1e6:.6f}"
-            return await _journalctl("", since, run, "+", manager, "+", identifier, f"_UID={os.getuid()}")
+            others = ["+", identifier, f"_UID={os.getuid()}"] if began else []
+            return await _journalctl("", f"--since=@{began / 1e6:.6f}", run, "+", manager, *others)
         await asyncio.sleep(_POLL)
 
 

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from cortexd import ports
-from cortexd.catalog import Catalog, Model
+from cortexd.catalog import Catalog
 from cortexd.errors import JobCanceled, JobFailed, PortInUse, ShuttingDown
 from cortexd.events import Ending, Event, Priority
 from cortexd.jobs import Job, JobState, JobTable, Work
+from cortexd.registered import Model
 from cortexd.registration import Caller
 from cortexd.states import describe_end
 from cortexd.store import Store

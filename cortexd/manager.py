@@ -8,7 +8,7 @@ import signal as signals
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cortexd.catalog import Catalog, Model
+from cortexd.catalog import Catalog
 from cortexd.errors import Busy, CortexError, InvalidConfig, JobFailed, NoSuchModel
 from cortexd.events import Ending, Event
 from cortexd.health.policy import Outcome, Probe
@@ -16,6 +16,7 @@ from cortexd.health.probe import Prober
 from cortexd.jobs import Job
 from cortexd.lifecycle import Lifecycle, bringing_to_end
 from cortexd.observer import Observer, health_url
+from cortexd.registered import Model
 from cortexd.registration import Caller
 from cortexd.scope import Scope
 from cortexd.states import Judgement, judge

@@ -11,13 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from cortexd import journal
-from cortexd.catalog import Catalog, Model, Serving
+from cortexd.catalog import Catalog
 from cortexd.errors import CortexError
 from cortexd.events import Ending, Event, Priority
 from cortexd.health.monitor import Monitor, Watched
 from cortexd.health.policy import Decision, HealthState
 from cortexd.health.probe import Prober
 from cortexd.names import model_name
+from cortexd.registered import Model, Serving
 from cortexd.runs import transitions
 from cortexd.scope import Scope
 from cortexd.states import describe_end

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from cortexd import waiter
-from cortexd.catalog import find_tools
 from cortexd.scope import user_scope
+from cortexd.units.tools import find_tools
 from cortexd.waiter import Listener, Waiter, answers_to, http_status, listeners, own_cgroup
 from tests.support import unit_text
 from tests.support.units import free_port, generate, make_program, systemctl

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cortexd.backends import LaunchPlan, backend_of
-from cortexd.catalog import find_tools
 from cortexd.checks import check_spec
 from cortexd.model import DEFAULT_BACKEND, ModelSpec, build_spec, parse_settings
 from cortexd.names import check_name, unit_name
@@ -22,6 +21,7 @@ from cortexd.registration import Caller, fill_in
 from cortexd.scope import Scope, user_scope
 from cortexd.units import files
 from cortexd.units.render import FOLDER_TEMPLATE, Tools, render_folder_template, render_unit
+from cortexd.units.tools import find_tools
 
 FAKE_SERVER = Path(__file__).parent / "servers" / "fake_server.py"
 

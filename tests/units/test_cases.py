@@ -39,7 +39,6 @@ from pathlib import Path
 
 import pytest
 
-from cortexd.catalog import find_tools
 from cortexd.checks import warnings_of
 from cortexd.errors import CortexError
 from cortexd.model import ModelSpec, parse_settings
@@ -48,6 +47,7 @@ from cortexd.registration import Caller
 from cortexd.scope import Scope, user_scope
 from cortexd.units import files
 from cortexd.units.render import FOLDER_TEMPLATE, Tools, render_folder_template
+from cortexd.units.tools import find_tools
 from tests.support import unit_text
 from tests.support.units import Generated, generate
 

@@ -1,0 +1,23 @@
+"""The programs of this machine that a unit names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from cortexd import waiter
+from cortexd.errors import CortexError
+from cortexd.units.render import Tools
+
+
+def find_tools() -> Tools:
+    """The programs that units name. Raises CortexError where this machine lacks one."""
+    found = {name: shutil.which(name, path="/usr/bin:/bin:/usr/local/bin") for name in ("env", "mkdir")}
+    for name, path in found.items():
+        if path is None:
+            raise CortexError(f"this machine has no {name!r} program in /usr/bin; install coreutils")
+    # The interpreter itself: a virtual environment's link may be in a folder that the unit does not see.
+    python = os.path.realpath(sys.executable)
+    return Tools(python, str(Path(waiter.__file__).resolve()), str(found["env"]), str(found["mkdir"]))
