@@ -26,6 +26,7 @@ from cortexd.version import VERSION
 from tests.support import lab
 from tests.support.cortex import Cortex
 from tests.support.fixtures import Daemon
+from tests.support.units import make_program
 from tests.support.wait import until
 
 COMMAND = [sys.executable, "-m", "cortexd.app"]
@@ -242,11 +243,11 @@ def test_the_end_of_the_bus_is_a_failure(tmp_path: Path, service_manager: Servic
 def test_who_waits_is_told_when_the_daemon_ends(
     daemon: Daemon, cortex: Cortex, bus: DBusConnection, tmp_path: Path
 ) -> None:
-    server = lab.PROJECT / "tests" / "support" / "servers" / "fake_server.py"
+    server = make_program(Path.home() / "bin" / "fake-server")
     gate = Path.home() / "gate"
     os.mkfifo(gate)
     cortex.run(
-        "register", "slow", "--backend", "llamacpp", "--path", str(lab.TINY_GGUF), "--exec", str(_program(server)),
+        "register", "slow", "--backend", "llamacpp", "--path", str(lab.TINY_GGUF), "--exec", str(server),
         "--gpus", "none", "--port", "auto", "--memory", "1G", "--extra-args", f"--fake-gate {gate}",
     )  # fmt: skip
     (job,) = unwrap_msg(bus.send_and_get_reply(new_method_call(MANAGER, "StartModel", "s", ("slow",))))
@@ -266,15 +267,6 @@ def test_who_waits_is_told_when_the_daemon_ends(
     gate.unlink()
     daemon.start()
     cortex.run("unregister", "--force", "slow")
-
-
-def _program(script: Path) -> Path:
-    """A script as an executable, where a model's sandbox sees it."""
-    program = Path.home() / "bin" / script.stem
-    program.parent.mkdir(exist_ok=True)
-    program.write_text(f'#!/bin/sh\nexec {os.path.realpath(sys.executable)} {script} "$@"\n')
-    program.chmod(0o755)
-    return program
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

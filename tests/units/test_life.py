@@ -397,7 +397,7 @@ def test_nothing_inside_reaches_the_users_bus_or_manager(unit_lab: UnitLab) -> N
         "private socket": f"test -S {runtime}/systemd/private",
         "systemctl": "systemctl --user list-units",
         "systemd-run": f"systemd-run --user touch {unit_lab.folder}/escaped",
-        "socket": f"{sys.executable} -c 'import socket; socket.socket(socket.AF_UNIX).connect(\"{runtime}/bus\")'",
+        "socket": f"{os.path.realpath(sys.executable)} -c 'import socket; socket.socket(socket.AF_UNIX).connect(\"{runtime}/bus\")'",
     }
     assert {name: outside(f"XDG_RUNTIME_DIR={runtime} {command}") for name, command in reach.items()} == dict.fromkeys(
         reach, 0
@@ -451,7 +451,7 @@ def test_privileges_and_kernel_features(unit_lab: UnitLab) -> None:
     commands = {
         "status": "cat /proc/self/status",
         "suid": f"touch {out}/x && chmod u+s {out}/x",
-        "realtime": f"{sys.executable} -c 'import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))'",
+        "realtime": f"{os.path.realpath(sys.executable)} -c 'import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))'",
         "tmp": "ls -A /tmp /var/tmp && touch /tmp/mine",
         "null": "echo x >/dev/null",
     }
