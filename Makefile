@@ -37,7 +37,7 @@ test: deps venv lint ## lint and every test but the whole machines; ARGS="-k nam
 test-private: deps venv ## the private systemd from outside (`make test` runs in it, where root is a user)
 	@CORTEX_LAB=1 $(BIN)/pytest -p no:cacheprovider tests/test_scripts.py -k TestPrivateSystemd
 
-test-machine: venv ## boots a whole Debian and tests cortexd as a user has it there; ARGS="bookworm trixie"
+test-machine: venv ## boots whole Debian 12 and 13 machines and tests cortexd as a user has it there; ARGS=trixie
 	@tests/machine/run $(ARGS)
 
 demo: venv ## a real llama-server as a service: start, ask, kill, watch it come back

@@ -48,6 +48,9 @@ class Manager:
         self.catalog.on_change = lambda name: self.on_change(name)
         self.on_change: Callable[[str], None] = lambda name: None
         """Called with a model's name when anything about it may have changed."""
+        store.on_event = lambda event: self.on_event(event)
+        self.on_event: Callable[[Event], None] = lambda event: None
+        """Called with every event of the audit log."""
         self.on_add: Callable[[str], None] = lambda name: None
         self.on_remove: Callable[[str], None] = lambda name: None
 

@@ -54,6 +54,8 @@ class Backend(ABC):
     takes_extra_args: ClassVar[bool] = True
     owned: ClassVar[Mapping[str, str]] = {}
     """Arguments that a setting gives, and the setting: in extra_args they would contradict it."""
+    note: ClassVar[str] = ""
+    """What every model of this backend should warn of."""
     splits: ClassVar[bool] = True
     """Whether tensor_parallel means anything to it."""
 

@@ -18,6 +18,7 @@ class Ollama(Backend):
     endpoint = "/api/tags"
     takes_extra_args = False
     splits = False
+    note = "backend=ollama: ready means that the server answers; load the model with a request or 'ollama run' to it"
 
     def defaults(self, gpus: int) -> dict[str, Value]:
         """It runs a llama-server of its own for the model."""

@@ -55,6 +55,8 @@ class Store:
         self._now = now
         self._writer = asyncio.Lock()
         self._unpruned: list[str] = []
+        self.on_event: Callable[[Event], None] = lambda event: None
+        """Called with every event that is on disk."""
 
     @classmethod
     async def open(cls, path: Path, *, now: Callable[[], float] = time.time) -> Store:
@@ -134,17 +136,20 @@ class Store:
                 (name, json.dumps(settings, sort_keys=True), now, now),
             )
             await self._insert(event)
+        self.on_event(event)
 
     async def delete_model(self, name: str, event: Event) -> None:
         """Forget a model's configuration; its events stay."""
         async with self._transaction() as connection:
             await connection.execute("DELETE FROM models WHERE name = ?", (name,))
             await self._insert(event)
+        self.on_event(event)
 
     async def add_event(self, event: Event) -> None:
         """Append to the audit log."""
         async with self._transaction():
             await self._insert(event)
+        self.on_event(event)
 
     async def _insert(self, event: Event) -> None:
         await self._connection.execute(
