@@ -66,6 +66,10 @@ def health(context: Context) -> int:
     """Probe models now."""
     out, code = context.out, OK
     for name, (result,) in context.on_models(context.args.names, lambda name: model_call(name, "CheckHealth")):
+        if result["Outcome"] == "not-running":
+            out.result({"Name": name, **result}, f"{name} is not probed: {result['Reason']}")
+            code = FAILURE
+            continue
         word = "healthy" if result["Healthy"] else "failing"
         took = duration(result["LatencyUSec"] / 1e6)
         details = [f"{result['Outcome']} in {took} at {result['Endpoint']}", result["Reason"]]

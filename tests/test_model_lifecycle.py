@@ -483,7 +483,8 @@ class TestHealth:
         until(lambda: cortex.properties(registered)["Health"] == "healthy", "the first probe")
 
     def test_health_of_a_stopped_model(self, cortex: Cortex, registered: str) -> None:
-        assert cortex.run("health", registered, check=False).returncode == 1
+        done = cortex.run("health", registered, check=False)
+        assert (done.returncode, done.stdout) == (1, f"{registered} is not probed: it is stopped\n")
 
     def test_a_hung_server_is_restarted(self, cortex: Cortex, registered: str) -> None:
         cortex.run(
