@@ -1,0 +1,95 @@
+"""What sick runs lead to."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from cortexd.events import Priority
+from cortexd.health.policy import Decision, HealthState, Outcome
+from cortexd.states import State
+from tests.manager.steps import (
+    QUICK,
+    sick,
+)
+from tests.support.house import ME, House
+from tests.support.wait import aio_until
+
+
+async def test_a_sick_run_is_killed_by_its_id_and_systemd_starts_the_next(house: House) -> None:
+    unit, run = await sick(house)
+    await aio_until(lambda: house.asked("Kill"), "the kill")
+    assert house.asked("Kill", "RestartUnit", "StopUnit") == [("Kill", run, str(int(signal.SIGKILL)))]
+    assert house.state() is State.RESTARTING and "no answer" in house.reason()
+    event = await house.until_event("health-restart")
+    assert event.message == (
+        "2 health probes failed in a row, the last: no answer; it is killed and systemd starts it again"
+    )
+    assert (event.priority, event.invocation_id, event.actor) == (Priority.ERROR, run, "")
+    ended = await house.until_event("ended")
+    assert ended.message == "the server was killed by SIGKILL after failed health probes; systemd starts it again"
+    house.prober.outcome = Outcome.OK
+    house.systemd.finish(unit)
+    await house.until(State.READY)
+    assert house.manager.view("a").model.health.failures == 0
+    kinds = await house.kinds()
+    assert [k for k in kinds if k not in ("run", "ready")] == [
+        "registered",
+        "start",
+        "degraded",
+        "health-restart",
+        "ended",
+    ]
+
+
+async def test_degraded_and_recovered(house: House) -> None:
+    await sick(house, health__max_failures=1000)
+    await house.until(State.DEGRADED)
+    assert "failed probes in a row" in house.reason()
+    house.prober.outcome = Outcome.OK
+    await house.until(State.READY)
+    assert (await house.until_event("recovered")).message.startswith("healthy again after ")
+    assert house.asked("Kill") == []
+
+
+async def test_a_sick_run_that_nobody_would_restart_is_left_alone(house: House) -> None:
+    await sick(house, Restart="no")
+    await house.until(State.UNHEALTHY)
+    event = await house.until_event("unhealthy")
+    assert event.message.endswith("not restarted, since Restart=no") and house.asked("Kill") == []
+
+
+async def test_a_run_that_is_over_is_not_killed(house: House) -> None:
+    """A person restarts while the verdict is on its way: the next run is not the one that was condemned."""
+    await house.running()
+    model = house.manager.view("a").model
+    condemned = HealthState(run=house.unit().invocation_id, failures=3, reason="no answer")
+    await (await house.restart()).wait()
+    run = house.unit().invocation_id
+    await house.manager._observer._on_probe("a", HealthState(run=condemned.run), condemned, Decision.RESTART)
+    assert house.asked("Kill") == []
+    await house.manager._observer._condemn(model, condemned)
+    assert house.asked("Kill") == [("Kill", condemned.run, "9")]
+    assert house.unit().invocation_id == run and house.state() is State.READY
+
+
+async def test_health_is_asked_of_what_is_ready_and_wanted_only(house: House) -> None:
+    unit = await house.register(**{**QUICK, "health__enabled": "no"})
+    house.systemd.behave(unit, start="hang")
+    job = await house.start()
+    await asyncio.sleep(0.02)
+    house.systemd.finish(unit)
+    await job.wait()
+    await asyncio.sleep(0.02)
+    assert house.prober.asked == []
+    await house.manager.set("a", {"health.enabled": "yes"}, ME)
+    await aio_until(lambda: house.prober.asked, "a probe")
+    await house.manager.set("a", {"health.enabled": "no"}, ME)
+    asked = len(house.prober.asked)
+    await asyncio.sleep(0.4)
+    assert len(house.prober.asked) <= asked + 1
+    await house.manager.set("a", {"health.enabled": "yes"}, ME)
+    await (await house.stop()).wait()
+    asked = len(house.prober.asked)
+    await asyncio.sleep(0.4)
+    assert len(house.prober.asked) == asked

@@ -1,0 +1,147 @@
+"""Queries, jobs and saved logs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cortexd import journal, observer
+from cortexd.errors import (
+    Busy,
+    JobFailed,
+    JobTimeout,
+    NoSuchModel,
+)
+from cortexd.jobs import JobState, JobTable
+from cortexd.names import unit_name
+from cortexd.systemd.fake import FakeSystemd
+from tests.support.house import ME, House
+from tests.support.wait import aio_until
+
+
+@pytest.mark.parametrize("name", ["none", "", "a\0b", "*"])
+async def test_a_model_that_is_not_there(house: House, name: str) -> None:
+    for work in (
+        lambda: house.start(name), lambda: house.stop(name), lambda: house.restart(name), lambda: house.unregister(name),
+        lambda: house.manager.set(name, {"port": "1"}, ME),
+        lambda: house.manager.kill(name, "TERM", "all", ME),
+        lambda: house.manager.check_health(name),
+    ):  # fmt: skip
+        with pytest.raises(NoSuchModel, match="'cortexctl list' shows those that are"):
+            await work()  # type: ignore[operator]
+    assert await house.events(name) == []
+
+
+async def test_which_models(house: House) -> None:
+    for name in ("b1", "a1", "a2"):
+        await house.register(name)
+    match = house.manager.match
+    assert match([]) == ["a1", "a2", "b1"] and match(["a*"]) == ["a1", "a2"] and match(["b1", "a1"]) == ["a1", "b1"]
+    assert match(["?1"]) == ["a1", "b1"] and match(["[c-z]*"]) == [] and match(["A*"]) == []
+    with pytest.raises(NoSuchModel, match="'c'"):
+        match(["a*", "c"])
+
+
+async def test_usage_is_asked_of_what_runs(house: House) -> None:
+    from cortexd.systemd.protocol import UnitUsage
+
+    unit = await house.running("a")
+    await house.register("b")
+    house.systemd.usages[unit] = UnitUsage(memory=7, cpu_nsec=8, tasks=9)
+    assert await house.manager.usage(["a", "b"]) == {"a": UnitUsage(7, 8, 9), "b": UnitUsage()}
+
+
+async def test_jobs() -> None:
+    table = JobTable()
+    gate = asyncio.Event()
+
+    async def wait(job: Any) -> None:
+        await gate.wait()
+        job.warnings.append("w")
+
+    async def broken(job: Any) -> None:
+        raise RuntimeError("a secret")
+
+    job = table.spawn("stop", "a", wait)
+    assert table.running() == [job]
+    with pytest.raises(Busy, match="a stop cannot be cancelled"):
+        await job.cancel(ME)
+    with pytest.raises(JobTimeout, match=r"the stop of a goes on after 0\.01 s; 'cortexctl status a'"):
+        await job.wait(0.01)
+    assert job.state is JobState.RUNNING
+    gate.set()
+    assert await asyncio.gather(job.wait(), job.wait()) == [["w"], ["w"]] == [await job.wait(0), await job.wait(5)]
+    assert table.running() == []
+    failed = table.spawn("start", "a", broken)
+    with pytest.raises(JobFailed, match=r"^internal error; the daemon's log has the details$"):
+        await failed.wait()
+    await table.close()
+
+
+async def test_no_lines_no_file(house: House, journalctl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "_DEADLINE", 0.05)
+    monkeypatch.setattr(journal, "_POLL", 0.01)
+    journalctl.write_text("#!/bin/sh\n")
+    assert await journal.save_run(house.scope.logs, "a", "f" * 32, 1_500_000) is None
+    journalctl.unlink()
+    monkeypatch.setenv("PATH", str(journalctl.parent))
+    assert await journal.save_run(house.scope.logs, "a", "f" * 32, 1_500_000) is None
+
+
+async def test_a_journal_that_hangs_is_left(house: House, journalctl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "_DEADLINE", 0.1)
+    pids = journalctl.parent / "pids"
+    journalctl.write_text(f"#!/bin/sh\necho $$ >>{pids}\nexec sleep 1000\n")
+    assert await journal.save_run(house.scope.logs, "a", "f" * 32, 1_500_000) is None
+    task = asyncio.create_task(journal.save_run(house.scope.logs, "a", "f" * 32, 1_500_000))
+    started = len(pids.read_text().split())
+    await aio_until(lambda: len(pids.read_text().split()) > started, "the program")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for pid in pids.read_text().split():
+        assert not Path(f"/proc/{pid}").exists()
+
+
+async def test_saved_logs_are_bounded(house: House, journalctl: Path) -> None:
+    journalctl.write_text(
+        '#!/bin/sh\ncase "$*" in *UNIT_RESULT*) echo x;; *) head -c 400000 /dev/zero; echo end;; esac\n'
+    )
+    folder = house.scope.logs / "a"
+    folder.mkdir(parents=True)
+    for number in range(15):
+        (folder / f"2000{number:02}01T000000-x.log").touch()
+    path = await journal.save_run(house.scope.logs, "a", "f" * 32, 1_500_000)
+    assert path is not None and path.stat().st_size == journal.MAX_BYTES and path.read_bytes().endswith(b"end\n")
+    assert len(list(folder.iterdir())) == journal.KEEP_FILES and path in folder.iterdir()
+
+
+async def test_a_hundred_failures_at_once_read_the_journal_a_few_at_a_time(
+    house: House, journalctl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, most = 0, 0
+
+    async def save(folder: Path, model: str, run: str, began: int) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.001)
+        at_once -= 1
+
+    monkeypatch.setattr(journal, "save_run", save)
+    units = [await house.running(f"m{number}") for number in range(30)]
+    for unit in units:
+        house.systemd.crash(unit)
+    await asyncio.gather(*(house.until_event("failed", f"m{number}") for number in range(30)))
+    await aio_until(lambda: most and not at_once, "every log")
+    assert most == observer._SAVING
+
+
+def test_the_fake_is_a_systemd() -> None:
+    from cortexd.systemd.protocol import Systemd
+
+    fake: Systemd = FakeSystemd(Path("/nonexistent"))
+    assert unit_name("a") not in fake.known_units()

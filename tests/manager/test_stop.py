@@ -1,0 +1,172 @@
+"""Stopping and restarting, in every phase."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cortexd.errors import (
+    JobCanceled,
+    JobFailed,
+)
+from cortexd.events import Priority
+from cortexd.jobs import JobState
+from cortexd.registration import Caller
+from cortexd.states import State
+from tests.manager.steps import (
+    PHASES,
+    failed,
+    restarting,
+    starting,
+)
+from tests.support.house import ME, House
+from tests.support.wait import aio_until
+
+
+async def test_stop(house: House) -> None:
+    await house.running()
+    job = await house.stop()
+    assert await job.wait() == []
+    assert (job.kind, house.state(), house.reason()) == ("stop", State.STOPPED, "")
+    events = await house.events()
+    assert [(e.kind, e.actor) for e in events[-2:]] == [("stop", "me[1]"), ("stopped", "")]
+    assert len({e.invocation_id for e in events[-4:]} - {""}) == 1
+
+
+async def test_stop_of_what_does_not_run_is_done(house: House) -> None:
+    await house.register()
+    assert await (await house.stop()).wait() == []
+    assert (await house.kinds())[-1] == "stop"
+
+
+@pytest.mark.parametrize("clean", [True, False], ids=["clean", "SIGKILL"])
+@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.__name__[1:])
+async def test_a_stop_in_every_phase_ends_stopped_never_failed(house: House, phase: Any, clean: bool) -> None:
+    unit = await house.register()
+    await phase(house, unit)
+    ran = house.unit().running
+    starts, stops = len(house.asked("StartUnit", "RestartUnit")), len(house.asked("StopUnit"))
+    house.systemd.behave(unit, stop="hang")
+    job = await house.stop()
+    await aio_until(lambda: len(house.asked("StopUnit")) > stops, "the stop")
+    if ran:
+        await house.until(State.STOPPING)
+    await aio_until(lambda: house.systemd._units.unit(unit).job, "systemd's job")
+    house.systemd.finish(unit, "done" if clean else "failed")
+    warnings = await job.wait()
+    assert (job.state, house.state(), house.unit().active_state) == (JobState.DONE, State.STOPPED, "inactive")
+    kinds = await house.kinds()
+    if clean or not ran:
+        assert warnings == [] and "stop-unclean" not in kinds
+    else:
+        assert warnings == ["it did not end within 20 s and was killed"] and kinds.count("stop-unclean") >= 1
+        assert (await house.until_event("stop-unclean")).priority is Priority.WARNING
+    # What a person stopped stays stopped, and is nobody's failure.
+    assert len(house.asked("StartUnit", "RestartUnit")) == starts
+    if phase is not failed:
+        assert "failed" not in kinds
+    assert list((house.scope.logs / "a").glob("*.log")) == [] or phase in (failed, restarting)
+
+
+async def test_a_stop_that_a_start_supersedes(house: House) -> None:
+    unit = await house.running()
+    house.systemd.behave(unit, stop="hang")
+    stop = await house.stop()
+    await house.until(State.STOPPING)
+    start = await house.start()
+    with pytest.raises(JobCanceled, match="the stop of a was superseded by a start"):
+        await stop.wait()
+    await start.wait()
+    assert (stop.state, house.state()) == (JobState.CANCELED, State.READY)
+
+
+async def test_a_start_that_a_stop_supersedes(house: House) -> None:
+    unit = await house.register()
+    house.systemd.behave(unit, start="hang")
+    start = await house.start()
+    await (await house.stop()).wait()
+    with pytest.raises(JobCanceled, match="the start of a was cancelled, or superseded by a stop"):
+        await start.wait()
+    assert (start.state, house.state()) == (JobState.CANCELED, State.STOPPED)
+    assert "failed" not in await house.kinds()
+
+
+@pytest.mark.parametrize("clean", [True, False], ids=["clean", "SIGKILL"])
+async def test_cancelling_a_start_stops_the_model(house: House, clean: bool) -> None:
+    unit = await house.register()
+    house.systemd.behave(unit, start="hang", stop="hang")
+    job = await house.start()
+    await job.cancel(Caller("somebody[2]"))
+    await house.until(State.STOPPING)
+    with pytest.raises(JobCanceled):
+        await job.wait()
+    house.systemd.finish(unit, "done" if clean else "failed")
+    await house.until(State.STOPPED)
+    assert [e.actor for e in await house.events() if e.kind == "stop"] == ["somebody[2]"]
+    await job.cancel(ME)  # is over: nothing
+    assert len([e for e in await house.events() if e.kind == "stop"]) == 1
+
+
+async def test_a_server_that_ends_by_itself(house: House) -> None:
+    unit = await house.running()
+    house.systemd.crash(unit, code=1, status=0)
+    event = await house.until_event("ended")
+    assert (event.message, event.priority) == ("stopped, or ended by itself with status 0", Priority.INFO)
+    assert house.state() is State.STOPPED
+
+
+async def test_a_server_that_somebody_else_kills(house: House) -> None:
+    unit = await house.running()
+    house.systemd.crash(unit)
+    event = await house.until_event("failed")
+    assert event.message == "the server was killed by SIGKILL from outside"
+
+
+async def test_restart(house: House) -> None:
+    unit = await house.running()
+    first = house.unit().invocation_id
+    assert await (await house.restart()).wait() == []
+    assert house.asked("RestartUnit") == [("RestartUnit", unit)] and house.unit().invocation_id != first
+    kinds = await house.kinds()
+    assert kinds[4:] == ["restart", "run", "ready"]
+
+
+async def test_restart_of_what_does_not_run_is_a_start(house: House) -> None:
+    await house.register()
+    await (await house.restart()).wait()
+    assert house.state() is State.READY and house.asked("RestartUnit") == []
+
+
+async def test_restart_of_what_is_starting_stops_it_first(house: House) -> None:
+    """systemd would merge it into the start under way, and the server with the old settings would stay."""
+    unit = await house.register()
+    await starting(house, unit)
+    first = house.unit().invocation_id
+    house.systemd.behave(unit)
+    await (await house.restart()).wait()
+    assert house.asked("StopUnit", "RestartUnit") == [("StopUnit", unit)]
+    assert house.state() is State.READY and house.unit().invocation_id != first
+
+
+async def test_a_stop_during_such_a_restart_is_the_last_word(house: House) -> None:
+    unit = await house.register()
+    await starting(house, unit)
+    house.systemd.behave(unit, stop="hang")
+    restart = await house.restart()
+    await house.until(State.STOPPING)
+    stop = await house.stop()
+    await aio_until(lambda: house.asked("StopUnit") == [("StopUnit", unit)] * 2, "both stops")
+    house.systemd.finish(unit)
+    await stop.wait()
+    with pytest.raises(JobCanceled, match="the restart of a was superseded by a stop"):
+        await restart.wait()
+    assert house.state() is State.STOPPED
+
+
+async def test_a_restart_whose_new_run_fails_is_a_failure(house: House) -> None:
+    unit = await house.running()
+    house.systemd.behave(unit, start="failed")
+    with pytest.raises(JobFailed, match="status 1"):
+        await (await house.restart()).wait()
+    assert (await house.until_event("failed")).invocation_id == house.unit().invocation_id

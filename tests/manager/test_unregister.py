@@ -1,0 +1,112 @@
+"""Unregistering, and what waits for a model that goes."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+
+import pytest
+
+from cortexd.errors import (
+    Busy,
+    JobFailed,
+    NoSuchModel,
+    SystemdUnavailable,
+    UnitFailed,
+)
+from cortexd.states import State
+from tests.manager.steps import (
+    everything,
+    fail,
+)
+from tests.support.house import ME, House
+
+
+async def test_unregister(house: House) -> None:
+    unit = await house.register()
+    await house.manager.enable("a", ME, linger=False)
+    removed: list[str] = []
+    house.manager.on_remove = removed.append
+    await (await house.unregister()).wait()
+    assert removed == ["a"] and everything(house) == {"files": {}, "rows": [], "specs": {}}
+    assert house.unit().load_state == "not-found" and unit not in house.systemd.known_units()
+    order = house.asked("DisableUnitFiles", "StopUnit", "Reload", "ResetFailedUnit")
+    assert [call[0] for call in order[-5:]] == ["DisableUnitFiles", "Reload", "StopUnit", "Reload", "ResetFailedUnit"]
+    assert (await house.kinds())[-1] == "unregistered"  # its events stay
+    with pytest.raises(NoSuchModel):
+        house.manager.view("a")
+
+
+async def test_a_running_model_is_unregistered_by_force_only(house: House) -> None:
+    await house.running()
+    with pytest.raises(Busy, match="model 'a' is ready; stop it first, or use --force"):
+        await house.unregister()
+    assert house.state() is State.READY
+    await (await house.unregister(force=True)).wait()
+    assert house.manager.catalog.models == {} and not house.unit().running
+    assert "failed" not in await house.kinds()
+
+
+async def test_a_model_whose_unit_file_is_gone_can_be_unregistered(house: House) -> None:
+    await house.register()
+    house.path().unlink()
+    await house.systemd.reload()
+    await (await house.unregister()).wait()
+    assert house.manager.catalog.models == {}
+
+
+@pytest.mark.parametrize("where", ["disable", "stop", "file", "store"])
+async def test_a_removal_that_fails_leaves_the_model(house: House, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    await house.register()
+    before = everything(house)
+    with monkeypatch.context() as patch:
+        if where == "disable":
+            patch.setattr(house.systemd, "disable_unit", fail(SystemdUnavailable("gone")))
+        elif where == "stop":
+            patch.setattr(house.systemd, "stop_unit", fail(UnitFailed("no")))
+        elif where == "file":
+            house.scope.unit_folder.chmod(0o500)
+        else:
+            patch.setattr(house.store, "_insert", fail(sqlite3.OperationalError("disk full")))
+        with pytest.raises(JobFailed):
+            await (await house.unregister()).wait()
+        house.scope.unit_folder.chmod(0o700)
+    assert everything(house) == before
+    await (await house.start()).wait()
+    await (await house.unregister(force=True)).wait()
+
+
+async def test_systemd_that_does_not_reload_does_not_bring_a_model_back(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.register()
+    removed: list[str] = []
+    house.manager.on_remove = removed.append
+    monkeypatch.setattr(house.systemd, "disable_unit", house.systemd.refresh)
+    monkeypatch.setattr(house.systemd, "reload", fail(SystemdUnavailable("gone")))
+    warnings = await (await house.unregister()).wait()
+    assert warnings == ["is removed, but systemd still remembers its unit: gone"]
+    assert removed == ["a"] and house.manager.catalog.models == {} and not house.path().exists()
+
+
+async def test_what_waits_for_a_model_that_is_removed_meanwhile(house: House) -> None:
+    unit = await house.running()
+    house.systemd.behave(unit, stop="hang")
+    job = await house.unregister(force=True)
+    await house.until(State.STOPPING)
+    waiting = [
+        asyncio.create_task(work)  # type: ignore[arg-type]
+        for work in (
+            house.start(),
+            house.manager.set("a", {"port": "18006"}, ME),
+            house.manager.enable("a", ME, linger=False),
+            house.manager.disable("a", ME),
+            house.restart(),
+        )
+    ]
+    await asyncio.sleep(0)
+    house.systemd.finish(unit)
+    await job.wait()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(r) for r in results] == [NoSuchModel] * 5
+    assert everything(house) == {"files": {}, "rows": [], "specs": {}}
