@@ -41,7 +41,7 @@ class Manager:
     def __init__(
         self, scope: Scope, store: Store, systemd: Systemd, logind: Logind, prober: Prober, tools: Tools
     ) -> None:
-        self._scope, self._store, self._systemd, self._logind, self._prober = scope, store, systemd, logind, prober
+        self._store, self._systemd, self._logind, self._prober = store, systemd, logind, prober
         self.catalog = Catalog(scope, tools, store, systemd)
         self.life = Lifecycle(self.catalog, store, systemd)
         self._observer = Observer(scope, self.catalog, store, systemd, prober, lambda name: self.on_change(name))
