@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -97,10 +97,12 @@ class Catalog:
         if not os.access(spec.exec, os.X_OK):
             raise InvalidConfig(f"exec={spec.exec!r}: is no executable file any more; give another one with exec=")
 
-    async def look(self, model: Model) -> None:
-        """See whether somebody changed the unit file meanwhile."""
-        model.file_state = await asyncio.to_thread(files.inspect, self._path(model), model.definition.text)
-        self._refresh_warnings()
+    async def look(self, models: Sequence[Model]) -> None:
+        """See whether somebody changed unit files meanwhile."""
+        for model in models:
+            model.file_state = await asyncio.to_thread(files.inspect, self._path(model), model.definition.text)
+        if models:
+            self._refresh_warnings()
 
     async def load(self) -> None:
         """Read the database, write unit files that are missing or outdated, and report what belongs to no model."""

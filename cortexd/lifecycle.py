@@ -163,7 +163,7 @@ class Lifecycle:
         if not unit.running:
             return await self.start(name, caller)
         async with self._catalog.locked(model):
-            if model.url != model.definition.serving("").url:  # it moves: better known before it is stopped
+            if model.url != model.definition.url:  # it moves: better known before it is stopped
                 await self._check_port(model)
             await self._catalog.ensure_unit(model)
             await self.record(model, "restart", "restart asked for", caller)

@@ -15,7 +15,7 @@ from cortexd.health.policy import Outcome, Probe
 from cortexd.health.probe import Prober
 from cortexd.jobs import Job
 from cortexd.lifecycle import Lifecycle, bringing_to_end
-from cortexd.observer import Observer, health_url
+from cortexd.observer import Observer
 from cortexd.registered import Model
 from cortexd.registration import Caller
 from cortexd.scope import Scope
@@ -89,10 +89,10 @@ class Manager:
     async def refresh(self, names: Sequence[str]) -> None:
         """Look at models afresh: systemd forgets an idle unit and tells no more of its drop-ins, and nobody tells of a
         unit file that was edited."""
-        for name in names:
-            await self.catalog.look(self.catalog.get(name))
-        units = [self.catalog.get(name).unit for name in names]
-        await asyncio.gather(*(self._systemd.refresh(u) for u in units if not self._systemd.cached(u).running))
+        models = [self.catalog.get(name) for name in names]
+        await self.catalog.look(models)
+        idle = [model.unit for model in models if not self._systemd.cached(model.unit).running]
+        await asyncio.gather(*map(self._systemd.refresh, idle))
 
     async def usage(self, names: Sequence[str]) -> dict[str, UnitUsage]:
         """Memory, CPU time and tasks of models that run."""
@@ -221,7 +221,7 @@ class Manager:
         if not self._systemd.cached(model.unit).running:
             # Whoever answers there is not this model.
             return Probe(outcome=Outcome.NOT_RUNNING, reason=f"it is {self.view(name).judgement.state}")
-        return await self._prober.probe(health_url(model), spec.health.timeout)
+        return await self._prober.probe(model.health_url, spec.health.timeout)
 
 
 def parse_signal(text: str) -> int:

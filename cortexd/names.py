@@ -53,7 +53,7 @@ def model_name(unit: str) -> str | None:
         return None
 
 
-def _escape(text: str) -> str:
+def path_label(text: str) -> str:
     """systemd's bus_label_escape: what is no ASCII letter or digit, and a digit in front, becomes _xx."""
     return "".join(
         c if c.isascii() and c.isalnum() and not (i == 0 and c.isdigit()) else f"_{ord(c):02x}"
@@ -61,14 +61,19 @@ def _escape(text: str) -> str:
     )
 
 
+def from_path_label(label: str) -> str:
+    """The reverse of `path_label`."""
+    return re.sub("_([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), label)
+
+
 def model_path(name: str) -> str:
     """The object path of a model."""
-    return MODEL_PREFIX + _escape(name)
+    return MODEL_PREFIX + path_label(name)
 
 
 def model_of_path(path: str) -> str:
     """The model of an object path, whether there is one or not."""
-    return re.sub("_([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), path.removeprefix(MODEL_PREFIX))
+    return from_path_label(path.removeprefix(MODEL_PREFIX))
 
 
 def job_path(job_id: int) -> str:

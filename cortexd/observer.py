@@ -159,7 +159,7 @@ class Observer:
             # A unit that is not ours may lack the waiter: active does not mean ready then.
             grace = 0.0 if model.file_state is FileState.CURRENT else model.spec.health.startup_delay
             run = unit.invocation_id
-            self._monitor.watch(Watched(model.name, run, lambda: model.spec.health, lambda: health_url(model), grace))
+            self._monitor.watch(Watched(model.name, run, lambda: model.spec.health, lambda: model.health_url, grace))
         else:
             self._monitor.forget(model.name)
             if unit.active_state == "active":
@@ -253,11 +253,6 @@ def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> N
 
 
 _LEVELS = {Priority.INFO: logging.INFO, Priority.WARNING: logging.WARNING, Priority.ERROR: logging.ERROR}
-
-
-def health_url(model: Model) -> str:
-    """The model's health endpoint."""
-    return model.url + model.endpoint
 
 
 def _told(serving: Serving) -> dict[str, str]:

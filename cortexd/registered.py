@@ -28,11 +28,20 @@ class Definition:
     text: str
     """The unit file as it should be."""
 
+    @property
+    def url(self) -> str:
+        """Where a client on this machine reaches its server."""
+        address, port = probe_address(self.spec.host), self.spec.port
+        return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+    @property
+    def digest(self) -> str:
+        """Of the unit file."""
+        return files.digest(self.text)
+
     def serving(self, run: str, *, known: bool = True) -> Serving:
         """What a run of this definition serves; `known`: it is certain that the unit file was as it is now."""
-        address, port = probe_address(self.spec.host), self.spec.port
-        url = f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
-        return Serving(run, url, self.spec.health.endpoint, files.digest(self.text) if known else "")
+        return Serving(run, self.url, self.spec.health.endpoint, self.digest if known else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +82,7 @@ class Model:
     @property
     def url(self) -> str:
         """Where a client on this machine reaches its server: the one that runs, else the next one."""
-        return self.serving.url or self.definition.serving("").url
+        return self.serving.url or self.definition.url
 
     @property
     def endpoint(self) -> str:
@@ -81,9 +90,14 @@ class Model:
         return self.serving.endpoint if self.serving.run else self.spec.health.endpoint
 
     @property
+    def health_url(self) -> str:
+        """What is asked whether it is well."""
+        return self.url + self.endpoint
+
+    @property
     def outdated(self) -> bool:
         """Whether the server that runs was started with other settings."""
-        return bool(self.serving.run) and self.serving.digest != files.digest(self.definition.text)
+        return bool(self.serving.run) and self.serving.digest != self.definition.digest
 
     @property
     def spec(self) -> ModelSpec:

@@ -10,7 +10,6 @@ from cortexd.events import Event
 from cortexd.health.policy import Probe
 from cortexd.manager import ModelView
 from cortexd.model import SETTINGS, settings_of
-from cortexd.observer import health_url
 from cortexd.systemd.protocol import UnitUsage
 
 
@@ -78,7 +77,7 @@ def probe_values(view: ModelView, probe: Probe) -> dict[str, Variant]:
         "Outcome": Variant("s", probe.outcome.value),
         "Reason": Variant("s", probe.reason),
         "LatencyUSec": Variant("t", int(probe.latency * 1e6)),
-        "Endpoint": Variant("s", health_url(model)),
+        "Endpoint": Variant("s", model.health_url),
         "Failures": Variant("u", failures),
         "MaxFailures": Variant("u", policy.max_failures),
         "Next": Variant("s", coming),

@@ -5,12 +5,11 @@ Sources: org.freedesktop.systemd1(5); src/shared/bus-util.c (bus_label_escape) f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from cortexd.names import UNIT_PATTERN
+from cortexd.names import UNIT_PATTERN, from_path_label, path_label
 
 DESTINATION = "org.freedesktop.systemd1"
 MANAGER_PATH = "/org/freedesktop/systemd1"
@@ -92,13 +91,9 @@ def is_ours(unit: str) -> bool:
 
 def unit_path(unit: str) -> str:
     """The object path of a unit; asking an object there loads the unit."""
-    label = "".join(
-        c if c.isascii() and c.isalnum() and not (i == 0 and c.isdigit()) else f"_{ord(c):02x}"
-        for i, c in enumerate(unit)
-    )
-    return f"{UNIT_PATHS}/{label}"
+    return f"{UNIT_PATHS}/{path_label(unit)}"
 
 
 def unit_of_path(path: str) -> str:
     """The unit of an object path (the reverse of `unit_path`)."""
-    return re.sub("_([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), path.removeprefix(UNIT_PATHS + "/"))
+    return from_path_label(path.removeprefix(UNIT_PATHS + "/"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, Self
 
 from jeepney import (
@@ -39,7 +40,7 @@ class Refusal(Exception):
         self.text = text
 
 
-class Service:
+class Service(ABC):
     """A name on a bus, served on a thread of its own. A context manager: inside it, the name is owned."""
 
     name = ""
@@ -72,9 +73,9 @@ class Service:
         with contextlib.suppress(OSError):
             self._connection.sock.shutdown(socket.SHUT_RDWR)
 
+    @abstractmethod
     def reply(self, asked: Asked, interface: str, signature: str) -> tuple[str, tuple[Any, ...]]:
         """Signature and values of the answer to a call. Raises Refusal."""
-        raise NotImplementedError
 
     def calls(self, member: str) -> list[Asked]:
         """The calls of a method so far."""
