@@ -62,14 +62,14 @@ class Catalog:
         return self._scope.unit_folder / model.unit
 
     def _define(self, name: str, explicit: Mapping[str, Value], *, check: bool = True) -> Definition:
-        backend = backend_of(str(explicit.get("backend", DEFAULT_BACKEND)))
+        backend = backend_of(str(explicit.get("backend", DEFAULT_BACKEND)), self._scope)
         gpus = explicit.get("gpus", ("0",))
         spec = build_spec(name, explicit, backend.defaults(len(gpus) if isinstance(gpus, tuple) else 0))
         if check:
             check_spec(spec, backend, self._scope)
         plan = backend.plan(spec, self._scope)
         text = files.with_marker(render_unit(spec, plan, self._scope, self._tools))
-        return Definition(explicit, spec, plan, text)
+        return Definition(explicit, spec, backend, plan, text)
 
     def _refresh_warnings(self) -> None:
         """Say anew what deserves a warning: a port in common concerns more than the model that was changed."""
@@ -77,7 +77,9 @@ class Catalog:
         for spec in self._specs():
             by_port.setdefault(spec.port, []).append(spec)
         for model in self.models.values():
-            found = list(warnings_of(model.spec, by_port[model.spec.port], model.definition.explicit))
+            found = list(
+                warnings_of(model.spec, model.definition.backend, by_port[model.spec.port], model.definition.explicit)
+            )
             if model.file_state in (FileState.EDITED, FileState.FOREIGN):
                 found.append(
                     f"{self._path(model)} is not what cortexd wrote and is kept; settings do not reach it until it is deleted"
@@ -93,7 +95,7 @@ class Catalog:
         await _look(self._check, model.spec)
 
     def _check(self, spec: ModelSpec) -> None:
-        check_spec(spec, backend_of(spec.backend), self._scope)
+        check_spec(spec, backend_of(spec.backend, self._scope), self._scope)
         if not os.access(spec.exec, os.X_OK):
             raise InvalidConfig(f"exec={spec.exec!r}: is no executable file any more; give another one with exec=")
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from cortexd.backends import BACKENDS, Backend
+from cortexd.backends import Backend
 from cortexd.backends.base import check_reference, is_reference
 from cortexd.errors import InvalidConfig
 from cortexd.kinds import INFINITY, size_text
@@ -76,10 +76,12 @@ def check_host(host: str) -> None:
         raise InvalidConfig(f"host={host!r}: use an address such as 127.0.0.1, 0.0.0.0 or ::1") from None
 
 
-def warnings_of(spec: ModelSpec, others: Iterable[ModelSpec], explicit: Collection[str]) -> Iterator[str]:
+def warnings_of(
+    spec: ModelSpec, backend: Backend, others: Iterable[ModelSpec], explicit: Collection[str]
+) -> Iterator[str]:
     """What a person should know about a model that can be run. `explicit`: the settings that were asked for; a default
     that is larger than the machine surprises nobody."""
-    if note := BACKENDS[spec.backend].note:
+    if note := backend.note:
         yield note
     same = [o.name for o in others if o.name != spec.name and o.port == spec.port and overlap(o.host, spec.host)]
     if same:

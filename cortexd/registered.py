@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cortexd.backends import LaunchPlan
+from cortexd.backends import Backend, LaunchPlan
 from cortexd.events import Ending
 from cortexd.health.policy import HealthState
 from cortexd.jobs import Job
@@ -24,6 +24,7 @@ class Definition:
 
     explicit: Mapping[str, Value]
     spec: ModelSpec
+    backend: Backend
     plan: LaunchPlan
     text: str
     """The unit file as it should be."""

@@ -39,7 +39,7 @@ def fill_in(
     for name, value in given.items():
         if value is None:
             explicit.pop(name, None)
-    backend = backend_of(str(explicit.get("backend", DEFAULT_BACKEND)))
+    backend = backend_of(str(explicit.get("backend", DEFAULT_BACKEND)), scope)
     search_path = _search_path(caller, scope)
     try:
         if given.get("path"):

@@ -59,9 +59,9 @@ def gguf(tmp_path: Path) -> Path:
 
 def test_the_four_backends() -> None:
     assert list(BACKENDS) == ["vllm", "llamacpp", "ollama", "tgi"]
-    assert all(backend_of(name).name == name for name in BACKENDS)
+    assert all(backend_of(name, SCOPE).name == name for name in BACKENDS)
     with pytest.raises(InvalidConfig, match="backend='sglang': use one of vllm, llamacpp, ollama, tgi"):
-        backend_of("sglang")
+        backend_of("sglang", SCOPE)
 
 
 @pytest.mark.parametrize(

@@ -378,30 +378,32 @@ def test_our_own_folder_is_nobodys(scope: Scope) -> None:
 def test_a_port_that_two_have(host: str, other: str, warned: bool) -> None:
     assert ports.overlap(host, other) is ports.overlap(other, host) is warned
     found = [
-        w for w in warnings_of(spec_of(host=host), [spec_of("second", host=other)], ()) if w.startswith("port=8000")
+        w
+        for w in warnings_of(spec_of(host=host), BACKENDS["vllm"], [spec_of("second", host=other)], ())
+        if w.startswith("port=8000")
     ]
     assert len(found) == warned and all("second" in w for w in found)
 
 
 def test_no_warning_of_oneself_or_of_another_port() -> None:
-    assert list(warnings_of(spec_of(), [spec_of(), spec_of("b", port=8001)], ())) == []
+    assert list(warnings_of(spec_of(), BACKENDS["vllm"], [spec_of(), spec_of("b", port=8001)], ())) == []
 
 
 def test_only_what_was_asked_for_is_held_against_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cortexd.checks.machine_memory", lambda: 4 * GIB)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     spec = spec_of(memory=32 * GIB, cpu=4.0)
-    assert list(warnings_of(spec, [], ())) == []
-    memory, cpu = warnings_of(spec, [], ("memory", "cpu"))
+    assert list(warnings_of(spec, BACKENDS["vllm"], [], ())) == []
+    memory, cpu = warnings_of(spec, BACKENDS["vllm"], [], ("memory", "cpu"))
     assert "memory=32G" in memory and "4.0G" in memory
     assert "cpu=4:" in cpu and "2 cores" in cpu
-    assert list(warnings_of(spec_of(memory=INFINITY), [], ("memory",))) == []
+    assert list(warnings_of(spec_of(memory=INFINITY), BACKENDS["vllm"], [], ("memory",))) == []
 
 
 @pytest.mark.parametrize(("host", "open_"), [("0.0.0.0", True), ("::", True), ("192.168.0.2", True), ("127.0.0.9", False), ("::1", False),
                                              ("localhost", False)])  # fmt: skip
 def test_a_server_that_anybody_reaches(host: str, open_: bool) -> None:
-    assert any("anybody" in warning for warning in warnings_of(spec_of(host=host), [], ())) is open_
+    assert any("anybody" in warning for warning in warnings_of(spec_of(host=host), BACKENDS["vllm"], [], ())) is open_
 
 
 # -------------------------------------------------------------------------------------------------------- registration
@@ -777,9 +779,10 @@ def test_any_input_is_either_a_model_or_a_named_error(raw: dict[str, object]) ->
     try:
         parsed = parse_settings(raw)
         explicit = {name: value for name, value in parsed.items() if value is not None and value != "auto"}
-        backend = backend_of(str(explicit.get("backend", "vllm")))
+        scope = user_scope({"HOME": "/nonexistent", "XDG_RUNTIME_DIR": "/run/user/1"})
+        backend = backend_of(str(explicit.get("backend", "vllm")), scope)
         spec = build_spec("m", {"path": "org/name", **explicit}, backend.defaults(1))
-        check_spec(spec, backend, user_scope({"HOME": "/nonexistent", "XDG_RUNTIME_DIR": "/run/user/1"}))
+        check_spec(spec, backend, scope)
     except InvalidConfig as e:
         assert str(e)
         return

@@ -20,6 +20,26 @@ from cortexd.model import ModelSpec
 from cortexd.scope import Scope
 
 
+@dataclass(frozen=True, slots=True)
+class EngineProbe:
+    """A request that makes the engine generate one token: what a health endpoint does not show."""
+
+    path: str
+    """For a POST."""
+    body: str
+    """JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """Where a running server tells how much it has done: its sum grows as long as it works."""
+
+    path: str
+    """For a GET; the answer is in Prometheus' text format."""
+    counters: tuple[str, ...]
+    """Tokens and completed requests, by the names of the metrics."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchPlan:
     """How to run one model's server, in terms that need no knowledge of the backend."""
@@ -38,6 +58,12 @@ class LaunchPlan:
     """From the signal to SIGKILL."""
     success_exit_status: tuple[str, ...] = field(default=())
     """Exit statuses that are a clean end, beside 0."""
+    load: tuple[str, ...] = ()
+    """Arguments for the waiter: what it has to have the server do before it is ready (see cortexd/waiter)."""
+    api_key: str = ""
+    """The variable from which it reads the key that its clients have to give; empty where it has none."""
+    engine: EngineProbe | None = None
+    activity: Activity | None = None
 
 
 class Backend(ABC):

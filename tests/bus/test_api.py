@@ -23,7 +23,10 @@ from jeepney.wrappers import unwrap_msg
 import cortexd.bus
 from cortexd import jobs, logs, observer
 from cortexd.api import interfaces, objects, server
-from cortexd.api.objects import JobObject, ManagerObject, ModelObject, export
+from cortexd.api.job import JobObject
+from cortexd.api.manager import ManagerObject
+from cortexd.api.model import ModelObject
+from cortexd.api.objects import export
 from cortexd.api.server import Exported, Server
 from cortexd.bus import Bus, BusError, Call, Variant
 from cortexd.errors import ERROR_PREFIX
@@ -32,6 +35,7 @@ from cortexd.model import SETTINGS
 from cortexd.names import JOB_INTERFACE, MANAGER_INTERFACE, MODEL_INTERFACE, ROOT_PATH, model_path
 from cortexd.registration import Caller
 from cortexd.states import State
+from cortexd.store import EventQuery
 from cortexd.systemd.protocol import UnitUsage
 from cortexd.version import VERSION
 from tests.support import lab
@@ -325,10 +329,10 @@ async def test_what_is_refused_is_refused_by_name(
     client: Client, house: House, path: str, interface: str, member: str, signature: str, body: Any, error: str
 ) -> None:
     await house.register()
-    events, calls = await house.store.events(objects.EventQuery()), list(house.systemd.calls)
+    events, calls = await house.store.events(EventQuery()), list(house.systemd.calls)
     name, message = await client.refused(path, interface, member, signature, *body)
     assert name == error and message
-    assert await house.store.events(objects.EventQuery()) == events and house.systemd.calls == calls
+    assert await house.store.events(EventQuery()) == events and house.systemd.calls == calls
 
 
 async def test_a_method_that_breaks_tells_nothing_of_itself(

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cortexd.backends import LaunchPlan, backend_of
+from cortexd.backends import Backend, LaunchPlan, backend_of
 from cortexd.checks import check_spec
 from cortexd.model import DEFAULT_BACKEND, ModelSpec, build_spec, parse_settings
 from cortexd.names import check_name, unit_name
@@ -31,6 +31,7 @@ class Generated:
     """What a registration comes to."""
 
     spec: ModelSpec
+    backend: Backend
     plan: LaunchPlan
     text: str
 
@@ -47,12 +48,12 @@ def generate(
     """As the catalog does it: settings → explicit → spec → checks → plan → text with its marker."""
     check_name(name)
     explicit = fill_in(parse_settings(settings), {}, caller, scope, others)
-    backend = backend_of(str(explicit.get("backend", DEFAULT_BACKEND)))
+    backend = backend_of(str(explicit.get("backend", DEFAULT_BACKEND)), scope)
     gpus = explicit.get("gpus", ("0",))
     spec = build_spec(name, explicit, backend.defaults(len(gpus) if isinstance(gpus, tuple) else 0))
     check_spec(spec, backend, scope)
     plan = backend.plan(spec, scope)
-    return Generated(spec, plan, files.with_marker(render_unit(spec, plan, scope, tools)))
+    return Generated(spec, backend, plan, files.with_marker(render_unit(spec, plan, scope, tools)))
 
 
 def systemctl(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -223,7 +223,9 @@ def play(text: str, folder: Path) -> Outcome:
             try:
                 outcome.generated = world.register(outcome.name, settings)
                 explicit = parse_settings(settings)
-                outcome.warnings = list(warnings_of(outcome.generated.spec, world.others, explicit))
+                outcome.warnings = list(
+                    warnings_of(outcome.generated.spec, outcome.generated.backend, world.others, explicit)
+                )
             except CortexError as e:
                 outcome.error = str(e)
     return outcome

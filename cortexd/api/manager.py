@@ -1,0 +1,110 @@
+"""org.cortexlinux.Cortex1.Manager: each method checks its options, names its caller and delegates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cortexd.api import describe
+from cortexd.api.caller import caller_of, options_of
+from cortexd.api.interfaces import load
+from cortexd.api.job import path_of
+from cortexd.api.server import Exported
+from cortexd.bus import Bus, Call, Variant
+from cortexd.errors import InvalidConfig
+from cortexd.manager import Manager
+from cortexd.model import SETTINGS
+from cortexd.names import MANAGER_INTERFACE, MODEL_INTERFACE, job_path, model_path
+from cortexd.store import EventQuery
+from cortexd.version import VERSION
+
+_MAX_EVENTS = 10_000
+
+
+class ManagerObject(Exported):
+    """org.cortexlinux.Cortex1.Manager."""
+
+    interface = load(MANAGER_INTERFACE)
+
+    def __init__(self, bus: Bus, manager: Manager) -> None:
+        self._bus, self._manager = bus, manager
+
+    def properties(self) -> Mapping[str, Any]:
+        """See the XML."""
+        return {
+            "Version": VERSION,
+            "SystemdVersion": self._manager.systemd_version,
+            "ModelCount": len(self._manager.catalog.models),
+            "Warnings": self._manager.catalog.warnings,
+        }
+
+    async def Register(self, call: Call, name: str, settings: dict[str, Any], options: dict[str, Any]) -> list[Any]:
+        given = options_of(options, search_path=str, working_directory=str)
+        caller = await caller_of(self._bus, call, given)
+        warnings = await self._manager.register(name, settings, caller)
+        return [model_path(name), list(warnings)]
+
+    async def Unregister(self, call: Call, name: str, options: dict[str, Any]) -> list[Any]:
+        force = options_of(options, force=bool).get("force", False)
+        return [path_of(await self._manager.unregister(name, await caller_of(self._bus, call), force=force))]
+
+    async def StartModel(self, call: Call, name: str) -> list[Any]:
+        return [path_of(await self._manager.life.start(name, await caller_of(self._bus, call)))]
+
+    async def StopModel(self, call: Call, name: str) -> list[Any]:
+        return [path_of(await self._manager.life.stop(name, await caller_of(self._bus, call)))]
+
+    async def RestartModel(self, call: Call, name: str) -> list[Any]:
+        return [path_of(await self._manager.life.restart(name, await caller_of(self._bus, call)))]
+
+    async def GetModel(self, call: Call, name: str) -> list[Any]:
+        return [model_path(self._manager.catalog.get(name).name)]
+
+    async def ListModels(self, call: Call, patterns: list[str], options: dict[str, Any]) -> list[Any]:
+        given = options_of(options, settings=bool, usage=bool)
+        names = self._manager.match(patterns)
+        if given:  # somebody looks closely
+            await self._manager.refresh([name for name in names if name in patterns])
+        usage = await self._manager.usage(names) if given.get("usage") else {}
+        kinds = load(MODEL_INTERFACE).properties
+        models = []
+        for name in names:
+            values = describe.model_properties(self._manager.view(name))
+            if not given.get("settings"):
+                del values["Settings"]
+            if name in usage:
+                values |= describe.usage_properties(usage[name])
+            models.append({key: Variant(kinds[key].signature, value) for key, value in values.items()})
+        return [models]
+
+    async def ListEvents(self, call: Call, names: list[str], options: dict[str, Any]) -> list[Any]:
+        given = options_of(options, limit=int, since=int, kinds=list)
+        limit = given.get("limit", 50)
+        if not 1 <= limit <= _MAX_EVENTS:
+            raise InvalidConfig(f"limit={limit}: use a number from 1 to {_MAX_EVENTS}")
+        kinds = given.get("kinds", [])
+        if not all(isinstance(kind, str) for kind in kinds):
+            raise InvalidConfig("kinds: use a list of strings, such as start and failed")
+        if len(names) + len(kinds) > _MAX_EVENTS:
+            raise InvalidConfig(
+                f"names and kinds: {len(names) + len(kinds)} were given, at most {_MAX_EVENTS} are possible"
+            )
+        query = EventQuery(models=names, kinds=kinds, since=given.get("since", 0), limit=limit)
+        return [[describe.event_values(event) for event in await self._manager.events(query)]]
+
+    async def ListSettings(self, call: Call) -> list[Any]:
+        rows = [
+            (
+                row.name,
+                row.kind.hint,
+                "" if row.default is None else row.kind.text(row.default),
+                "none" if row.live else "restart",
+                row.doc,
+            )
+            for row in SETTINGS.values()
+        ]
+        return [rows]
+
+    async def ListJobs(self, call: Call) -> list[Any]:
+        jobs = self._manager.life.jobs.running()
+        return [[(job_path(job.id), job.model, job.kind, job.state.value) for job in jobs]]
