@@ -40,6 +40,10 @@ test-private: deps venv ## the private systemd from outside (`make test` runs in
 test-machine: venv ## boots whole Debian 12 and 13 machines and tests cortexd as a user has it there; ARGS=trixie
 	@tests/machine/run $(ARGS)
 
+test-vllm: deps venv ## a real vLLM for CPUs (3.4 GB, once); ARGS="-k name" goes to pytest
+	@PYTHON=$(BIN)/python scripts/get-vllm .demo/vllm
+	@TEST_VLLM=1 $(BIN)/pytest tests/vllm $(ARGS)
+
 demo: venv ## a real llama-server as a service: start, ask, kill, watch it come back
 	@scripts/demo
 
@@ -61,4 +65,4 @@ clean: ## everything that the other targets made in this folder
 	@rm -rf .venv .demo build .coverage .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help deps venv lint test test-private test-machine demo install uninstall man completion clean
+.PHONY: help deps venv lint test test-private test-machine test-vllm demo install uninstall man completion clean

@@ -24,8 +24,11 @@ def _words(bus: Bus, kind: str) -> list[str]:
     if kind == "settings":
         (settings,) = bus.call(manager_call("ListSettings"), _PATIENCE)
         return [row[0] for row in settings]
+    if kind == "backends":
+        (backends,) = bus.call(manager_call("ListBackends", "a{sv}", {}), _PATIENCE)
+        return [row["Name"] for row in backends if not row["Problem"]]
     options = {"settings": ("b", True), "usage": ("b", True)} if kind == "properties" else {}
     (models,) = bus.call(manager_call("ListModels", "asa{sv}", [], options), _PATIENCE)
-    if kind == "names":
-        return [info["Name"] for info in models]
+    if kind in ("names", "secret"):
+        return [*(("set", "unset", "list") if kind == "secret" else ()), *(info["Name"] for info in models)]
     return sorted({key for info in models for key in (*info, *info["Settings"])} - {"Settings"})

@@ -21,17 +21,35 @@ def register(context: Context) -> None:
     """Register a model with the settings that were given; the others are the daemon's to fill in."""
     args, out = context.args, context.out
     settings = {name: getattr(args, name) for name, _, _ in SETTING_OPTIONS if hasattr(args, name)}
+    if args.env:
+        settings["env"] = shlex.join(args.env)
     if args.no_health_check:
         settings["health.enabled"] = "no"
     settings.update(_pair(item) for item in args.set)
-    path, warnings = context.bus.call(
-        manager_call("Register", "sa{sv}a{sv}", args.name, _variants(settings), _surroundings())
-    )
+    options = _surroundings()
+    if args.api_key is not None:
+        if args.api_key != "auto":  # without repeating it
+            raise CtlError("Usage", f"--api-key takes only auto; '{out.program} secret set' takes your own", USAGE)
+        options["api_key"] = ("s", "auto")
+    path, warnings = context.bus.call(manager_call("Register", "sa{sv}a{sv}", args.name, _variants(settings), options))
     unit = unit_name(args.name)
     record = {"Name": args.name, "Unit": unit, "Path": path, "Warnings": warnings}
     out.result(record, f"Registered {args.name} (unit {unit})")
     context.warn(args.name, warnings)
+    if args.api_key:
+        _tell_key(context)
     out.hint(f"Start it with '{out.program} start {args.name}'.")
+
+
+def _tell_key(context: Context) -> None:
+    """Where the key lies that was made, and how a client gives it; the key itself is nobody's to print."""
+    name, out = context.args.name, context.out
+    for info in context.models([name]):
+        file, variable = f"~/.cortex/secrets/{name}/environment", (*info["Secrets"], "?")[0]
+        out.note(f"its clients have to give the key that lies in {file} as {variable}, for example:")
+        out.note(
+            f'(. {file}; echo "Authorization: Bearer ${variable}") | curl -H @- "$({out.program} url {name})/v1/models"'
+        )
 
 
 def _surroundings() -> dict[str, tuple[str, str]]:

@@ -112,7 +112,8 @@ def _run(
         waits = {name: Call(path, JOB_INTERFACE, "Wait", "a{sv}", ({},)) for name, path in jobs.items()}
         for name, reply in progress.follow(waits):
             if isinstance(reply, CtlError):
-                context.fail(_failure(reply, name, out.program), name)
+                look = "why" if "{url}" in words.done else "status"
+                context.fail(_failure(reply, name, f"{out.program} {look}", f"{out.program} logs"), name)
                 continue
             result, warnings = reply
             record = {"Name": name, "Job": jobs[name], "Result": result, "Warnings": earlier.get(name, []) + warnings}
@@ -127,11 +128,11 @@ def _url(context: Context, name: str) -> str:
     return clean(reply[0]) if reply else "an unknown address"
 
 
-def _failure(error: CtlError, name: str, program: str) -> CtlError:
-    """A job's failure with its cause and the next command."""
+def _failure(error: CtlError, name: str, *commands: str) -> CtlError:
+    """A job's failure with its cause and the next commands."""
     if error.name not in ("JobFailed", "JobTimeout"):
         return error
     cause = error.message.rstrip(".")
     sentence = cause if cause.startswith("Job for ") else f"Job for {name} failed because {cause}"
-    see = f"See '{program} status {name}' and '{program} logs {name}'."
-    return CtlError(error.name, f"{sentence}. {see}", error.exit_code)
+    see = " and ".join(f"'{command} {name}'" for command in commands)
+    return CtlError(error.name, f"{sentence}. See {see}.", error.exit_code)

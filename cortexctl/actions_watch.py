@@ -55,7 +55,7 @@ def _settle(context: Context, waiting: dict[str, Info], path: str) -> None:
         context.out.result(record, f"{name} is {state} at {info['URL']}")
     elif state in _LOST:
         reason = f": {info['StateReason']}" if info["StateReason"] else ""
-        see = f"see '{context.out.program} {'status' if state == 'failed' else 'start'} {name}'"
+        see = f"see '{context.out.program} {'why' if state == 'failed' else 'start'} {name}'"
         context.fail(CtlError("NotReady", f"{name} is {state}{reason}; {see}"), name)
     else:
         return

@@ -80,10 +80,10 @@ def address(environ: Mapping[str, str]) -> str:
 
 
 class Bus:
-    """One connection. `autostart=False`: calls do not start the daemon."""
+    """One connection. `autostart=False`: calls do not start the daemon. `where`: another bus than the user's."""
 
-    def __init__(self, *, autostart: bool = True) -> None:
-        self._socket = _connect(address(os.environ))
+    def __init__(self, *, autostart: bool = True, where: str = "") -> None:
+        self._socket = _connect(where or address(os.environ))
         self._autostart = autostart
         self._buffer = bytearray()
         self._serial = 0

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cortexctl.parser import verb_parser
-from cortexctl.verbs import BACKENDS, VERBS
+from cortexctl.verbs import VERBS
 
 PROGRAMS = ("cortexctl", "cortex-model")
 
 WORDS: dict[str, tuple[str, ...]] = {
-    "backend": BACKENDS,
     "port": ("auto",),
     "gpus": ("none", "0", "0,1", "0,1,2,3"),
     "quantization": ("awq", "gptq"),
@@ -21,7 +20,14 @@ WORDS: dict[str, tuple[str, ...]] = {
     "output": ("short", "short-iso", "short-precise", "cat", "json", "json-pretty", "verbose"),
 }
 FILES = ("path", "exec")
-ASKED = {"names": "names", "items": "names", "property": "properties", "set": "settings"}
+ASKED = {
+    "names": "names",
+    "items": "names",
+    "words": "secret",
+    "property": "properties",
+    "set": "settings",
+    "backend": "backends",
+}
 """What the program is asked for (`__complete KIND`), by the option or argument it is for."""
 
 

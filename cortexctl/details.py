@@ -9,7 +9,7 @@ from typing import Any
 
 from cortexctl import journal
 from cortexctl.context import Info
-from cortexctl.human import NOT_AVAILABLE, ago, clean, duration, exact_size, moment, size
+from cortexctl.human import NOT_AVAILABLE, ago, alarming, clean, duration, exact_size, moment, size
 from cortexctl.output import Output
 
 _LABEL_WIDTH = 11
@@ -20,7 +20,7 @@ def describe(out: Output, info: Info, lines: int) -> None:
     served = clean(f"{info['Backend']}: {info.get('Settings', {}).get('path', '')}")
     out.line(f"{out.mark(info['State'])} {out.paint(info['Name'], 'bold')} - {served}")
     for label, text, kind in _fields(info):
-        head, _, rest = clean(text).partition(" ")
+        head, _, rest = (clean(text), "", "") if kind == "alarm" else clean(text).partition(" ")
         out.line(f"{label + ':':>{_LABEL_WIDTH}} {out.paint(head, kind)}{' ' if rest else ''}{rest}")
     if lines <= 0:
         return
@@ -53,10 +53,12 @@ def _fields(info: Info) -> Iterator[tuple[str, str, str]]:
         yield "Restarts", str(info["NRestarts"]), ""
     if info["MainPID"]:
         yield from _process(info, info.get("Settings", {}))
+    if info["Secrets"]:
+        yield "Secrets", ", ".join(info["Secrets"]), ""
     if info["RestartNeeded"]:
-        yield "Changed", "settings were changed since it was started; restart it to use them", "warning"
+        yield "Changed", "settings or secrets were changed since it was started; restart it to use them", "warning"
     for warning in info["Warnings"]:
-        yield "Warning", warning, ""
+        yield "Warning", warning, "alarm" if alarming(warning) else ""
 
 
 def _process(info: Info, settings: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

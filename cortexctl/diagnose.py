@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from cortexctl.bus import CALL_TIMEOUT, DBUS, PROPERTIES, Bus, Call, DBusError, bus_call
@@ -53,7 +54,7 @@ def timed_out(bus: Bus, call: Call, seconds: float) -> CtlError:
     return not_starting(bus) or DaemonError("Timeout", f"cortexd did not answer within {seconds:g} s; {_SEE}")
 
 
-_UNUSABLE = 78
+UNUSABLE = 78
 """EX_CONFIG: the daemon told systemd what is wrong, in a sentence."""
 
 
@@ -65,16 +66,23 @@ def not_starting(bus: Bus) -> CtlError | None:
     """
     if _is_running(bus) or (unit := _unit(bus)) is None:
         return None
-    state, sub = unit.get("ActiveState"), unit.get("SubState")
-    if unit.get("LoadState") in ("not-found", "masked", "bad-setting", "error"):
+    return _stopped() if _is_loaded(unit) and unit.get("ActiveState") == "inactive" else failure(unit)
+
+
+def _is_loaded(unit: Mapping[str, Any]) -> bool:
+    return unit.get("LoadState") not in ("not-found", "masked", "bad-setting", "error")
+
+
+def failure(unit: Mapping[str, Any]) -> CtlError | None:
+    """Why the daemon's unit, of which systemd says this, has failed or cannot be started; None where neither is so."""
+    if not _is_loaded(unit):
         return _unit_problem(str(unit["LoadState"]))
-    if state == "inactive":
-        return _stopped()
+    state, sub = unit.get("ActiveState"), unit.get("SubState")
     if state != "failed" and not (state == "activating" and sub == "auto-restart"):
         return None
     status = unit.get("ExecMainStatus")
     reason = f"{unit.get('Result')}, status {status}" if status else str(unit.get("Result"))
-    if status == _UNUSABLE and unit.get("StatusText"):
+    if status == UNUSABLE and unit.get("StatusText"):
         return DaemonError("DaemonUnavailable", f"cortexd does not start: {unit['StatusText']}")
     return DaemonError("DaemonUnavailable", f"cortexd does not start: {UNIT} failed ({reason}); {_SEE}")
 

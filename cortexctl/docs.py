@@ -39,11 +39,13 @@ _FILES = (
         "The unit of a model. Change it with set, or by drop-ins beside it.",
     ),
     ("~/.cortex/models.db", "Settings and events."),
+    ("~/.cortex/secrets/", "Secrets, a file for each model, that a shell can read, too."),
     ("~/.cortex/logs/", "The last lines of failed runs."),
 )
 _EXAMPLES = (
     ("cortexctl register llama-70b --path meta-llama/Llama-2-70b-hf --gpus 0,1,2,3 --tensor-parallel 4", "Register a model."),
     ("cortexctl enable --now llama-70b", "Start it now and at every boot."),
+    ("cortexctl secret set llama-70b HF_TOKEN", "Give it a token for a gated model; the value is asked for."),
     ("cortexctl logs --previous llama-70b", "What the run before this one wrote."),
     ("cortexctl set llama-70b memory=128G health.interval_seconds=10", "Change settings."),
     ("curl \"$(cortexctl url llama-70b)/v1/models\"", "Ask it."),
@@ -101,7 +103,7 @@ def _verbs() -> Iterator[str]:
 
 def _positional(action: argparse.Action) -> str:
     name = str(action.metavar or action.dest)
-    several = "..." if action.nargs in ("+", "*") and "..." not in name else ""
+    several = "..." if action.nargs in ("+", "*") and " " not in name else ""
     return f"[{name}{several}]" if action.nargs == "*" else f"{name}{several}"
 
 

@@ -10,8 +10,8 @@ NO_SUCH_MODEL = 4
 INTERRUPTED = 130
 
 EXIT_CODES = (
-    (OK, "done; active (status, is-active), enabled (is-enabled), failed (is-failed), healthy (health)"),
-    (FAILURE, "failed; not enabled (is-enabled), not failed (is-failed), not healthy (health)"),
+    (OK, "done; active (status, is-active), enabled (is-enabled), failed (is-failed), healthy (health), can start (check)"),
+    (FAILURE, "failed; not enabled (is-enabled), not failed (is-failed), not healthy (health), cannot start (check)"),
     (USAGE, "wrong command line"),
     (NOT_ACTIVE, "not active (status, is-active)"),
     (NO_SUCH_MODEL, "no such model"),

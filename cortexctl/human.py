@@ -72,6 +72,11 @@ def duration(seconds: float) -> str:
     return " ".join(part for part in parts if part)
 
 
+def alarming(warning: str) -> bool:
+    """Whether a warning of the daemon's is one that nobody should miss: a server that is open to everybody."""
+    return ", and it asks for no key" in warning
+
+
 def moment(microseconds: int) -> str:
     """A point in time, in the local zone."""
     return time.strftime("%a %Y-%m-%d %H:%M:%S %Z", time.localtime(microseconds / _SECOND))

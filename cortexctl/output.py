@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TextIO
 
 from cortexctl.errors import CtlError
-from cortexctl.human import NOT_AVAILABLE, clean
+from cortexctl.human import NOT_AVAILABLE, alarming, clean
 
 ACTIVE = ("ready", "busy", "degraded", "unhealthy")
 """States in which a model counts as active."""
@@ -32,6 +32,7 @@ _COLORS = {
     "failed": "31",
     "warning": "33",
     "error": "31",
+    "alarm": "1;31",
     "bold": "1",
     "dim": "2",
 }
@@ -94,6 +95,9 @@ class Output:
     def warn(self, text: str) -> None:
         """Something to look at; the command goes on."""
         if not self.json:
+            if alarming(text):
+                print(self.paint(f"Warning: {clean(text)}", "alarm", sys.stderr), file=sys.stderr)
+                return
             print(self.paint("Warning:", "warning", sys.stderr), clean(text), file=sys.stderr)
 
     def error(self, error: CtlError) -> None:

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 SUPPRESS = argparse.SUPPRESS
-BACKENDS = ("vllm", "llamacpp", "ollama", "tgi")
 
 SETTING_OPTIONS: tuple[tuple[str, str, str], ...] = (
     ("path", "PATH", "the model: a file, a folder or a reference such as org/name"),
-    ("backend", "BACKEND", "the program that serves it: vllm, llamacpp, ollama or tgi (default: vllm)"),
+    ("backend", "BACKEND", "vllm, llamacpp, ollama, tgi, or one of 'cortexctl backends' (default: vllm)"),
     ("port", "N|auto", "TCP port; auto picks a free one and keeps it (default: 8000)"),
     ("host", "HOST", "address to listen on (default: 127.0.0.1)"),
     ("gpus", "IDS|none", "GPUs that it may see, separated by commas (default: 0)"),
@@ -73,6 +72,14 @@ VERBS: dict[str, Verb] = {
         (
             NAME,
             _setting_options,
+            _option(
+                "--env",
+                action="append",
+                default=[],
+                metavar="KEY=VALUE",
+                help="a variable for the server; repeatable; not for secrets, which systemd would show",
+            ),
+            _option("--api-key", metavar="auto", help="have its clients give a key, which is made and kept secret"),
             _flag("--no-health-check", help="no liveness probes while it runs (readiness is waited for all the same)"),
             _option("--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting; repeatable"),
         ),
@@ -88,6 +95,19 @@ VERBS: dict[str, Verb] = {
         "Change settings; an empty value brings the default back",
         (_option("items", nargs="+", metavar="NAME... KEY=VALUE", help="models, then settings"),),
     ),
+    "secret": Verb(
+        "secret:secret",
+        "Give a server secrets, such as HF_TOKEN, take them away, or list their names",
+        (
+            _option(
+                "words",
+                nargs="+",
+                metavar="set|unset|list NAME KEY",
+                help="set asks for the value, or reads it from standard input; list takes no KEY",
+            ),
+        ),
+        many=False,
+    ),
     "show": Verb(
         "config:show",
         "Every property and setting, key=value",
@@ -98,6 +118,7 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "cat": Verb("config:cat", "The unit file and its drop-ins", (NAMES,)),
+    "backends": Verb("backends:backends", "The programs that can serve models, and where each is found"),
     "start": Verb(
         "jobs:start",
         "Start models and wait until they are ready",
@@ -139,6 +160,8 @@ VERBS: dict[str, Verb] = {
     "is-failed": Verb("state:is_failed", "Print the state; 0 if failed", (NAMES,)),
     "health": Verb("watch:health", "Ask the health endpoint now", (NAMES,)),
     "url": Verb("watch:url", "Print the address to send requests to", (NAMES,)),
+    "check": Verb("check:check", "What would keep models from starting: files, program, sandbox, GPUs, hub", (NAMES,)),
+    "why": Verb("why:why", "Why models do not run: the cause, what to do, and what it rests on", (NAMES,)),
     "logs": Verb(
         "logs:logs",
         "The journal of models (journalctl)",
@@ -169,18 +192,18 @@ VERBS: dict[str, Verb] = {
 }
 
 GROUPS = (
-    ("Models", ("register", "unregister", "set", "show", "cat")),
+    ("Models", ("register", "unregister", "set", "secret", "show", "cat", "backends")),
     (
         "Life cycle",
         ("start", "stop", "restart", "enable", "disable", "kill", "reset-failed", "wait"),
     ),
-    ("Status", ("status", "list", "is-active", "is-enabled", "is-failed", "health", "url", "logs", "events")),
+    ("Status", ("status", "list", "is-active", "is-enabled", "is-failed", "check", "why", "health", "url", "logs", "events")),
 )
 
 HIDDEN = {
     "__complete": Verb(
         "complete:complete",
         "Words for the shell's completion",
-        (_option("kind", choices=("names", "settings", "properties")),),
+        (_option("kind", choices=("names", "secret", "settings", "properties", "backends")),),
     )
 }

@@ -7,24 +7,31 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from cortexd import renewal
 from cortexd.backends import backend_of
-from cortexd.checks import check_spec, warnings_of
+from cortexd.checks import check_spec, secrets_warnings, warnings_of
+from cortexd.definitions import Definer
+from cortexd.diagnosis.bounded import in_thread
 from cortexd.errors import CortexError, InvalidConfig, ModelExists, NoSuchModel, StoreFailed, UnitConflict
 from cortexd.events import Event, shown_settings
 from cortexd.kinds import Value
-from cortexd.model import DEFAULT_BACKEND, ModelSpec, build_spec, parse_settings
-from cortexd.names import check_name, model_name
+from cortexd.model import ModelSpec, parse_settings
+from cortexd.names import check_name
 from cortexd.registered import Definition, Model
 from cortexd.registration import Caller, fill_in
 from cortexd.scope import Scope
+from cortexd.secrets import NO_SECRETS, Known, Secrets, generate
 from cortexd.store import Store
 from cortexd.systemd.protocol import Systemd
+from cortexd.unitfiles import UnitFiles
 from cortexd.units import files
 from cortexd.units.files import FileState
-from cortexd.units.render import FOLDER_TEMPLATE, Tools, render_folder_template, render_unit
+from cortexd.units.render import Tools
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +42,10 @@ class Catalog:
     """All models by name. Changes go: check everything → database → unit file → reload; a failure undoes what was done."""
 
     def __init__(self, scope: Scope, tools: Tools, store: Store, systemd: Systemd) -> None:
-        self._scope, self._tools, self._store, self._systemd = scope, tools, store, systemd
+        self._scope, self._store, self._systemd = scope, store, systemd
+        self._definer = Definer(scope, tools)
+        self._units = UnitFiles(scope, tools)
+        self.secrets = Secrets(scope.secrets)
         self.models: dict[str, Model] = {}
         self.warnings: list[str] = []
         """What is wrong beside the models: units without one, rows that cannot be read."""
@@ -58,18 +68,24 @@ class Catalog:
                 raise NoSuchModel(model.name)
             yield
 
-    def _path(self, model: Model) -> Path:
-        return self._scope.unit_folder / model.unit
+    async def renew(self, model: Model) -> None:
+        """Take over what its backend's file says now, and its unit with it: what a run is of has to be known. Raises
+        InvalidConfig where the file cannot be used."""
+        try:
+            new = await _look(renewal.renewed, model, self._definer.again, self._scope)
+        except InvalidConfig as e:
+            model.backend_problem = str(e)
+            self._refresh_warnings()
+            raise
+        changed = new.text != model.definition.text
+        model.definition, model.backend_problem, model.backend_changed = new, "", False
+        if changed:
+            await self._write_unit(model)
 
-    def _define(self, name: str, explicit: Mapping[str, Value], *, check: bool = True) -> Definition:
-        backend = backend_of(str(explicit.get("backend", DEFAULT_BACKEND)), self._scope)
-        gpus = explicit.get("gpus", ("0",))
-        spec = build_spec(name, explicit, backend.defaults(len(gpus) if isinstance(gpus, tuple) else 0))
-        if check:
-            check_spec(spec, backend, self._scope)
-        plan = backend.plan(spec, self._scope)
-        text = files.with_marker(render_unit(spec, plan, self._scope, self._tools))
-        return Definition(explicit, spec, backend, plan, text)
+    def _define_with_key(self, name: str, explicit: Mapping[str, Value], variable: str) -> Definition:
+        """A definition with a new API key; blocking. Raises StoreFailed."""
+        self.secrets.set(name, variable, generate())
+        return self._definer.define(name, explicit, self.secrets.known(name))
 
     def _refresh_warnings(self) -> None:
         """Say anew what deserves a warning: a port in common concerns more than the model that was changed."""
@@ -80,18 +96,30 @@ class Catalog:
             found = list(
                 warnings_of(model.spec, model.definition.backend, by_port[model.spec.port], model.definition.explicit)
             )
+            found += secrets_warnings(model.spec, model.plan.api_key, model.definition.secrets.names)
+            if model.secrets_problem:
+                found.append(model.secrets_problem)
+            if model.backend_problem:
+                found.append(
+                    f"{model.backend_problem}; until then it goes on as it is, and cannot be started or changed"
+                )
             if model.file_state in (FileState.EDITED, FileState.FOREIGN):
                 found.append(
-                    f"{self._path(model)} is not what cortexd wrote and is kept; settings do not reach it until it is deleted"
+                    f"{self._units.path(model.name)} is not what cortexd wrote and is kept; settings do not reach it until it is deleted"
                 )
             elif model.file_state is FileState.MISSING:
-                found.append(f"{self._path(model)} is missing; the next start writes it again")
+                found.append(f"{self._units.path(model.name)} is missing; the next start writes it again")
             if model.warnings != tuple(found):
                 model.warnings = tuple(found)
                 self.on_change(model.name)
 
     async def check(self, model: Model) -> None:
-        """Look again whether a model can be run, before a start: files go away. Raises InvalidConfig."""
+        """Look again whether a model can be run, before a start: files change and go away. Raises InvalidConfig,
+        StoreFailed."""
+        await self.renew(model)
+        await self.see_secrets(model)
+        if model.secrets_problem:  # the server may be open to everybody without its key
+            raise StoreFailed(model.secrets_problem)
         await _look(self._check, model.spec)
 
     def _check(self, spec: ModelSpec) -> None:
@@ -100,25 +128,38 @@ class Catalog:
             raise InvalidConfig(f"exec={spec.exec!r}: is no executable file any more; give another one with exec=")
 
     async def look(self, models: Sequence[Model]) -> None:
-        """See whether somebody changed unit files meanwhile."""
+        """See whether somebody changed these models' unit files meanwhile, and backend files."""
         for model in models:
-            model.file_state = await asyncio.to_thread(files.inspect, self._path(model), model.definition.text)
-        if models:
-            self._refresh_warnings()
+            model.file_state = await asyncio.to_thread(
+                files.inspect, self._units.path(model.name), model.definition.text
+            )
+        for name in await renewal.see(self.models.values(), self._definer.again, self._scope):
+            self.on_change(name)
+        self._refresh_warnings()
 
     async def load(self) -> None:
         """Read the database, write unit files that are missing or outdated, and report what belongs to no model."""
-        for row in await self._store.models():
+        rows = await self._store.models()
+        for row in rows:
             try:
                 if row.settings is None:
                     raise InvalidConfig("its settings are no JSON object")
                 settings = {k: v for k, v in parse_settings(row.settings).items() if v is not None}
-                model = Model(check_name(row.name), self._define(row.name, settings, check=False))
+                known, problem = self._secrets_of(check_name(row.name))
+                try:
+                    definition, broken = self._definer.define(row.name, settings, known, check=False), ""
+                except InvalidConfig as e:
+                    definition, broken = renewal.stand_in(row.name, settings, known, self._scope), str(e)
+                model = Model(row.name, definition, secrets_problem=problem, backend_problem=broken)
             except (CortexError, ValueError) as e:
                 self.warnings.append(f"model {row.name!r} in the database cannot be read and is left alone: {e}")
                 continue
             self.models[model.name] = model
-        changed = await asyncio.to_thread(self._sync_files)
+        for name in set(self.secrets.models()) - {row.name for row in rows}:
+            self.warnings.append(
+                f"{self.secrets.path(name)} has secrets, but no model {name!r} is registered; delete it"
+            )
+        changed = await asyncio.to_thread(self._units.sync_all, self.models, self.warnings)
         if changed:
             log.info("wrote %d missing or outdated unit files", changed)
             await self._systemd.reload()
@@ -126,58 +167,26 @@ class Catalog:
         for warning in self.warnings:
             log.warning("%s", warning)
 
-    def _sync_files(self) -> int:
-        """Write what is missing or outdated; blocking. Returns how many were written."""
-        changed = 0
-        for model in self.models.values():
-            try:
-                model.rewritten = self._sync_file(model)
-                changed += model.rewritten
-            except OSError as e:
-                self.warnings.append(f"{self._path(model)} cannot be written: {e.strerror}")
-        for rest in self._scope.unit_folder.glob(".cortex-*.service.*"):
-            with suppress(OSError):
-                rest.unlink()  # half written by a daemon that was killed
-        for path in sorted(self._scope.unit_folder.glob("cortex-*.service")):
-            name = model_name(path.name)
-            if name and name not in self.models and files.inspect(path) in (FileState.CURRENT, FileState.EDITED):
-                self.warnings.append(
-                    f"{path} was written by cortexd, but no model {name!r} is registered; register it again, or delete the file"
-                )
-        return changed
-
-    def _sync_file(self, model: Model) -> bool:
-        """Write the model's unit file if it is missing or outdated; blocking. Raises OSError."""
-        changed = self._sync_template() if model.plan.writes or model.spec.hardening.read_write_paths else False
-        path = self._path(model)
-        model.file_state = files.inspect(path, model.definition.text)
-        if model.file_state in (FileState.MISSING, FileState.OUTDATED):
-            files.write(path, model.definition.text)
-            model.file_state = FileState.CURRENT
-            changed = True
-        return changed
-
-    def _sync_template(self) -> bool:
-        path, text = self._scope.unit_folder / FOLDER_TEMPLATE, files.with_marker(render_folder_template(self._tools))
-        if files.inspect(path, text) not in (FileState.MISSING, FileState.OUTDATED):
-            return False
-        files.write(path, text)
-        return True
-
     async def ensure_unit(self, model: Model) -> None:
         """Make sure that systemd has the unit as it should be, or a file of the user's in its place."""
+        with suppress(InvalidConfig):  # who must not go on with the old one asks `renew` before
+            await self.renew(model)
+        await self._write_unit(model)
+
+    async def _write_unit(self, model: Model) -> None:
         try:
-            changed = await asyncio.to_thread(self._sync_file, model)
+            changed = await asyncio.to_thread(self._units.sync, model)
         except OSError as e:
             raise UnitConflict(
-                f"{self._path(model)} cannot be written: {e.strerror}; check the disk and the folder"
+                f"{self._units.path(model.name)} cannot be written: {e.strerror}; check the disk and the folder"
             ) from e
         if changed or self._systemd.cached(model.unit).need_daemon_reload:
             await self._systemd.reload()
         self._refresh_warnings()
 
-    async def add(self, name: str, raw: Mapping[str, object], caller: Caller) -> Model:
-        """Register a model: all of it or nothing. Raises InvalidName, InvalidConfig, ModelExists, UnitConflict."""
+    async def add(self, name: str, raw: Mapping[str, object], caller: Caller, *, api_key: bool = False) -> Model:
+        """Register a model, with a new key that its clients have to give where `api_key` says so: all of it or nothing.
+        Raises InvalidName, InvalidConfig, ModelExists, UnitConflict, StoreFailed."""
         check_name(name)
         async with self._choosing:
             if name in self.models:
@@ -185,21 +194,32 @@ class Catalog:
                     f"model {name!r} is registered already; change it with 'cortexctl set {name} KEY=VALUE'"
                 )
             explicit = await _look(fill_in, parse_settings(raw), {}, caller, self._scope, self._specs())
-            model = Model(name, await _look(self._define, name, explicit))
-            await asyncio.to_thread(files.check_writable, self._path(model))
+            model = Model(name, await _look(self._definer.define, name, explicit))
+            await asyncio.to_thread(files.check_writable, self._units.path(model.name))
             await self._refuse_foreign_unit(model)
+            if api_key and not model.plan.api_key:
+                raise InvalidConfig(f"api_key='auto': {model.spec.backend} asks its clients for no key; leave it out")
+            await asyncio.to_thread(self.secrets.forget, name)  # of a model of that name which did not go in peace
             message = f"registered with {model.spec.backend}"
             event = Event(
                 model=name, kind="registered", message=message, actor=caller.actor, details=shown_settings(raw)
             )
-            await self._store.save_model(name, explicit, event)
+            try:
+                if api_key:  # first of all: a model that should ask for a key must never be there without one
+                    variable = model.plan.api_key
+                    model.definition = await asyncio.to_thread(self._define_with_key, name, explicit, variable)
+                await self._store.save_model(name, explicit, event)
+            except BaseException:
+                await asyncio.to_thread(self.secrets.forget, name)
+                raise
             try:
                 await self.ensure_unit(model)
             except BaseException as e:
                 with suppress(OSError):
-                    await asyncio.to_thread(files.remove, self._path(model))
+                    await asyncio.to_thread(files.remove, self._units.path(model.name))
                 undone = Event(model=name, kind="register-failed", message=str(e) or "interrupted", actor=caller.actor)
                 await self._store.delete_model(name, undone)
+                await asyncio.to_thread(self.secrets.forget, name)
                 raise
             self.models[name] = model
             self._refresh_warnings()
@@ -207,7 +227,7 @@ class Catalog:
 
     async def _refuse_foreign_unit(self, model: Model) -> None:
         unit = await self._systemd.refresh(model.unit)
-        if unit.load_state not in ("not-found", "error") and Path(unit.fragment_path) != self._path(model):
+        if unit.load_state not in ("not-found", "error") and Path(unit.fragment_path) != self._units.path(model.name):
             where = unit.fragment_path or "a transient unit"
             raise UnitConflict(f"a unit {model.unit} exists already ({where}); choose another name")
 
@@ -223,9 +243,9 @@ class Catalog:
         async with self._choosing:
             others = [spec for spec in self._specs() if spec.name != model.name]
             explicit = await _look(fill_in, parsed, old.explicit, caller, self._scope, others)
-            new = await _look(self._define, model.name, explicit)
+            new = await _look(self._definer.define, model.name, explicit, old.secrets)
             if new.text != old.text:
-                await asyncio.to_thread(files.check_writable, self._path(model))
+                await asyncio.to_thread(files.check_writable, self._units.path(model.name))
             shown = shown_settings(raw)
             message = "changed " + ", ".join(f"{name}={value}" for name, value in shown.items())
             event = Event(model=model.name, kind="set", message=message[:1000], actor=caller.actor, details=shown)
@@ -236,7 +256,7 @@ class Catalog:
         except BaseException as e:
             model.definition = old
             with suppress(OSError):
-                await asyncio.to_thread(self._sync_file, model)
+                await asyncio.to_thread(self._units.sync, model)
             undone = Event(model=model.name, kind="set-failed", message=str(e) or "interrupted", actor=caller.actor)
             await self._store.save_model(model.name, old.explicit, undone)
             raise
@@ -245,27 +265,63 @@ class Catalog:
         """Forget a stopped model and delete its unit file; a file that was edited by hand is kept, and named. systemd is
         the caller's to tell: all of this is true even if it does not answer. Returns what was kept, a sentence each."""
         kept = []
-        if await asyncio.to_thread(files.inspect, self._path(model)) in (FileState.CURRENT, FileState.OUTDATED):
+        if await asyncio.to_thread(files.inspect, self._units.path(model.name)) in (
+            FileState.CURRENT,
+            FileState.OUTDATED,
+        ):
             try:
-                await asyncio.to_thread(files.remove, self._path(model))
+                await asyncio.to_thread(files.remove, self._units.path(model.name))
             except OSError as e:
                 raise StoreFailed(
-                    f"{self._path(model)} cannot be deleted: {e.strerror}; delete it and try again"
+                    f"{self._units.path(model.name)} cannot be deleted: {e.strerror}; delete it and try again"
                 ) from e
-        elif self._path(model).exists():
-            kept.append(f"{self._path(model)} was not as cortexd wrote it and is kept; delete it if it is not needed")
-        if (drop_ins := Path(f"{self._path(model)}.d")).exists():
+        elif self._units.path(model.name).exists():
+            kept.append(
+                f"{self._units.path(model.name)} was not as cortexd wrote it and is kept; delete it if it is not needed"
+            )
+        if (drop_ins := Path(f"{self._units.path(model.name)}.d")).exists():
             kept.append(f"{drop_ins} is kept, and would apply to the next model of that name")
         event = Event(model=model.name, kind="unregistered", message="; ".join(["unregistered", *kept]), actor=actor)
         try:
             await self._store.delete_model(model.name, event)
         except BaseException:
             with suppress(OSError):
-                await asyncio.to_thread(self._sync_file, model)
+                await asyncio.to_thread(self._units.sync, model)
             raise
         del self.models[model.name]
+        try:
+            await asyncio.to_thread(self.secrets.forget, model.name)
+        except StoreFailed as e:
+            kept.append(str(e))
         self._refresh_warnings()
         return kept
+
+    def _secrets_of(self, name: str) -> tuple[Known, str]:
+        """A model's secrets, or none and what is wrong with them."""
+        try:
+            return self.secrets.known(name), ""
+        except StoreFailed as e:
+            return NO_SECRETS, str(e)
+
+    async def see_secrets(self, model: Model) -> None:
+        """Take over what its file of secrets says now."""
+        old = model.definition
+        model.definition, model.secrets_problem = await asyncio.to_thread(self._with_secrets, model)
+        if model.definition.text != old.text:  # a name that is kept from the server otherwise
+            await self.ensure_unit(model)
+        self._refresh_warnings()
+
+    def _with_secrets(self, model: Model) -> tuple[Definition, str]:
+        old = model.definition
+        known, problem = self._secrets_of(model.name)
+        if known == old.secrets:
+            return old, problem
+        try:
+            if backend_of(old.spec.backend, self._scope) is old.backend:
+                return self._definer.define(model.name, old.explicit, known, check=False), problem
+        except InvalidConfig:
+            pass  # its backend's file is broken
+        return replace(old, secrets=known), problem
 
 
 _LOOK_SECONDS = 10.0
@@ -274,8 +330,7 @@ _LOOK_SECONDS = 10.0
 async def _look(function: Callable[..., _T], *arguments: object) -> _T:
     """Run what looks at a caller's files in a thread, and not for ever: a file system may not answer."""
     try:
-        async with asyncio.timeout(_LOOK_SECONDS):
-            return await asyncio.to_thread(function, *arguments)
+        return await in_thread(_LOOK_SECONDS, partial(function, *arguments))
     except TimeoutError:
         raise InvalidConfig(
             f"path: its file system does not answer within {_LOOK_SECONDS:g} s; check the mount"

@@ -9,21 +9,23 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from cortexd.backends import Backend
-from cortexd.backends.base import check_reference, is_reference
+from cortexd.backends.base import is_reference
 from cortexd.errors import InvalidConfig
-from cortexd.kinds import INFINITY, size_text
+from cortexd.kinds import INFINITY, looks_secret, redacted, size_text
 from cortexd.model import ModelSpec
 from cortexd.ports import machine_memory, overlap
-from cortexd.scope import Scope
+from cortexd.scope import FOLDER_VARIABLES, Scope
 
 _FIRST_UNPRIVILEGED = 1024
+OPEN_TO_ALL = "anybody who reaches this machine can use the model, and it asks for no key"
+"""What the client shows louder than other warnings."""
 
 
 def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
     """Refuse a model that cannot be run: InvalidConfig naming the setting, the value and the remedy."""
     if not spec.path:
         raise InvalidConfig("path: is missing; give --path FILE, FOLDER or ORG/NAME")
-    check_reference(spec.path)
+    backend.check_reference(spec.path)
     if not is_reference(spec.path):
         path = Path(spec.path)
         if path.is_relative_to(scope.data):
@@ -53,7 +55,19 @@ def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
             raise InvalidConfig(
                 f"ReadWritePaths={folder!r}: would open {scope.data}, which no model may see; leave it out"
             )
+    for assignment in spec.env:
+        _check_folder(*assignment.partition("=")[::2], scope)
     backend.check(spec)
+
+
+def _check_folder(variable: str, value: str, scope: Scope) -> None:
+    """What names a folder that the server may write must be one that can be opened to it."""
+    if variable not in FOLDER_VARIABLES:
+        return
+    if not value.startswith("/") or ".." in value.split("/"):
+        raise InvalidConfig(f"env={variable + '=' + value!r}: give an absolute path without '..'")
+    if Path(value).is_relative_to(scope.data) or scope.data.is_relative_to(value):
+        raise InvalidConfig(f"env={variable + '=' + value!r}: would open {scope.data}, which no model may see")
 
 
 def _exists(path: Path) -> bool:
@@ -95,5 +109,25 @@ def warnings_of(
     cores = os.cpu_count() or 1
     if "cpu" in explicit and spec.limits.cpu > cores:
         yield f"cpu={spec.limits.cpu:g}: this machine has {cores} cores, so the limit has no effect"
-    if spec.host != "localhost" and not ipaddress.ip_address(spec.host).is_loopback:
-        yield f"host={spec.host}: anybody who reaches this machine can use the model; 127.0.0.1 keeps it private"
+
+
+def secrets_warnings(spec: ModelSpec, api_key: str, secrets: Collection[str]) -> Iterator[str]:
+    """What a person should know of who can use a model, and who can read what it is told. `api_key`: the variable from which
+    its server reads the key that clients have to give; `secrets`: the names of its secrets."""
+    given = dict(assignment.split("=", 1) for assignment in spec.env)
+    if not _is_private(spec.host):
+        keyed = api_key in secrets or bool(given.get(api_key)) or "--api-key-file" in spec.extra_args
+        if not keyed:
+            remedy = f"'cortexctl secret set {spec.name} {api_key}' or host=127.0.0.1" if api_key else "host=127.0.0.1"
+            yield f"host={spec.host}: {OPEN_TO_ALL}; {remedy}"
+    for name, value in given.items():
+        if name in secrets:
+            yield f"env: {name} is a secret, too, and that one counts; take it out of env"
+        elif looks_secret(name, value):
+            yield f"env: {name} looks like a secret, and everybody who may ask systemd reads it; 'cortexctl secret set {spec.name} {name}'"
+    if redacted(spec.extra_args) != spec.extra_args:
+        yield "extra_args: something looks like a secret, and everybody on this machine can read it; use 'cortexctl secret set'"
+
+
+def _is_private(host: str) -> bool:
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback

@@ -37,6 +37,10 @@ class InvalidConfig(CortexError):
     """A setting has a value that it cannot have; the message names the setting, the value and the remedy."""
 
 
+class NoSuchSecret(CortexError):
+    """The model has no secret of that name."""
+
+
 class InvalidArgs(CortexError):
     """An option of a method is unknown or of another type; the bus's own error name."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+from cortexd.kinds import ENVIRONMENT, looks_secret, redacted
 
 
 class Priority(StrEnum):
@@ -41,9 +43,14 @@ class Ending:
     signal: int = 0
 
 
-_SECRET = re.compile(r"""((?:key|token|secret|passw(?:or)?d)["']?(?:\s+|=)["']?)[^\s"']+""", re.IGNORECASE)
-
-
 def shown_settings(settings: Mapping[str, object]) -> dict[str, str]:
-    """Settings as the audit log may keep them: the log outlives the model, so what looks like a secret is left out."""
-    return {name: _SECRET.sub(r"\1…", str(value)) for name, value in settings.items()}
+    """Settings, checked already, as the audit log may keep them: the log outlives the model, so what looks like a secret
+    is left out."""
+    return {name: _shown_env(value) if name == "env" else redacted(str(value)) for name, value in settings.items()}
+
+
+def _shown_env(raw: object) -> str:
+    items = ENVIRONMENT.parse(raw) if raw != "" else ()
+    assert isinstance(items, tuple)
+    pairs = (item.partition("=") for item in items)
+    return shlex.join(f"{name}=…" if looks_secret(name, value) else f"{name}={value}" for name, _, value in pairs)

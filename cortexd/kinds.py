@@ -26,6 +26,52 @@ _NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane << 16 | low) for plane in r
 _CONTROL = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff{_NONCHARACTERS}]")
 
 
+# What systemd sets for a service itself (systemd.exec(5), "Environment Variables Set or Propagated by the Service Manager").
+_SYSTEMD_VARIABLES = re.compile(
+    r"LISTEN_(FDS|PID|PIDFDID|FDNAMES)|WATCHDOG_(PID|USEC)|NOTIFY_SOCKET|MAINPID|MAINPIDFDID|MANAGERPID|MANAGERPIDFDID|"
+    r"INVOCATION_ID|JOURNAL_STREAM|LOG_NAMESPACE|CREDENTIALS_DIRECTORY|ENCRYPTED_CREDENTIALS_DIRECTORY|"
+    r"MEMORY_PRESSURE_(WATCH|WRITE)|SERVICE_RESULT|EXIT_(CODE|STATUS)|MONITOR_[A-Z_]+|SYSTEMD_EXEC_PID|TRIGGER_[A-Z_]+|"
+    r"FDSTORE|PIDFILE|REMOTE_(ADDR|PORT)"
+)
+# What decides which code a program runs (ld.so(8), python(1), bash(1)).
+_LOADER_VARIABLES = re.compile(
+    r"PATH|HOME|LD_[A-Z0-9_]*|GLIBC_TUNABLES|GCONV_PATH|PYTHON[A-Z0-9_]*|BASH_ENV|ENV|IFS|SHELLOPTS"
+)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(_?[0-9]+)?$")
+# Prefixes that services give their keys, so that leaked ones are found: Hugging Face, OpenAI and its like, GitHub, GitLab,
+# Slack, AWS; and JSON Web Tokens.
+_SECRET_VALUE = re.compile(
+    r"(?<![A-Za-z0-9])(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|AKIA|eyJ[A-Za-z0-9_-]+\.eyJ)[A-Za-z0-9_.-]{12,}"
+)
+_SECRET_ARGUMENT = re.compile(r"""((?:key|token|secret|passw(?:or)?d)["']?(?:\s+|=)["']?)[^\s"']+""", re.IGNORECASE)
+
+
+def is_systemds_variable(name: str) -> bool:
+    """Whether systemd sets this variable for a service itself."""
+    return _SYSTEMD_VARIABLES.fullmatch(name) is not None
+
+
+def is_loaders_variable(name: str) -> bool:
+    """Whether this variable decides which code a program runs."""
+    return _LOADER_VARIABLES.fullmatch(name) is not None
+
+
+def has_control(text: str) -> bool:
+    """Whether it has a character that no setting may have: controls, line separators, noncharacters."""
+    return _CONTROL.search(text) is not None
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether a variable seems to be a secret, by its name or by its value."""
+    return bool(value) and bool(_SECRET_NAME.search(name.upper()) or _SECRET_VALUE.search(value))
+
+
+def redacted(text: str) -> str:
+    """Text without what looks like a secret: for logs that outlive it, and for messages."""
+    return _SECRET_VALUE.sub(r"\1…", _SECRET_ARGUMENT.sub(r"\1…", text))
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of value. `signature` is its D-Bus type, `hint` what may be typed."""
@@ -126,13 +172,13 @@ def _parse_boolean(raw: object) -> Value:
     raise ValueError("use yes or no")
 
 
-def _plain(raw: object) -> str:
+def _plain(raw: object, most: int = 4096) -> str:
     if not isinstance(raw, str):
         raise ValueError("use text")
     if match := _CONTROL.search(raw):
         raise ValueError(f"must not contain the control character {match[0]!r}")
-    if len(raw) > 4096:
-        raise ValueError("is longer than 4096 characters")
+    if len(raw) > most:
+        raise ValueError(f"is longer than {most} characters")
     return raw
 
 
@@ -174,6 +220,28 @@ def _parse_paths(raw: object) -> Value:
     return tuple(items)
 
 
+def _parse_environment(raw: object) -> Value:
+    try:
+        items = [_plain(i) for i in raw] if isinstance(raw, list | tuple) else shlex.split(_plain(raw, 65536))
+    except ValueError as e:
+        raise ValueError(f"use KEY=VALUE, separated by blanks ({e})") from None
+    names = []
+    for item in items:
+        name, sign, _ = item.partition("=")
+        if not sign:
+            raise ValueError("use KEY=VALUE, separated by blanks; quote a value that has some")
+        if not _VARIABLE.fullmatch(name):
+            raise ValueError(f"{name[:40]!r} is no name of a variable; use letters, digits and _")
+        if is_systemds_variable(name):
+            raise ValueError(f"{name} is systemd's own; leave it out")
+        names.append(name)
+    if len(set(names)) != len(names):
+        raise ValueError("names a variable twice")
+    if sum(map(len, items)) > 65536 // 2:
+        raise ValueError("is longer than 32768 characters")
+    return tuple(items)
+
+
 def _words(value: Value) -> str:
     return shlex.join(value) if isinstance(value, tuple) else str(value)
 
@@ -188,6 +256,7 @@ BOOLEAN = Kind("b", "yes|no", _parse_boolean, lambda v: "yes" if v else "no")
 SIZE = Kind("t", "bytes, such as 32G, or infinity", _parse_size, lambda v: size_text(int(str(v))))
 GPUS = Kind("as", "0,1|none", _parse_gpus, _commas)
 PATHS = Kind("as", "absolute paths", _parse_paths, _words)
+ENVIRONMENT = Kind("as", "KEY=VALUE, quoted as in a shell", _parse_environment, _words)
 PORT = integer(1, 65535)
 SECONDS = number(0.1, 86400 * 7, "seconds")
 WEIGHT = integer(1, 10000)

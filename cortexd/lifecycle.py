@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from cortexd import ports
+from cortexd.budget import ASKED
 from cortexd.catalog import Catalog
-from cortexd.errors import JobCanceled, JobFailed, PortInUse, ShuttingDown
+from cortexd.diagnosis.examiner import Examiner, from_error
+from cortexd.diagnosis.finding import Finding
+from cortexd.diagnosis.preflight import merged
+from cortexd.diagnosis.why import Cause
+from cortexd.errors import InvalidConfig, JobCanceled, JobFailed, PortInUse, ShuttingDown
 from cortexd.events import Ending, Event, Priority
 from cortexd.jobs import Job, JobState, JobTable, Work
 from cortexd.registered import Model
@@ -19,17 +24,22 @@ from cortexd.store import Store
 from cortexd.systemd.protocol import Systemd, SystemdJob
 from cortexd.units.render import missing_folders, probe_address
 
+CAUSE_SECONDS = 1.0
+"""What a start that failed waits at most for its cause, which needs the journal; it is there after some 0.2 s."""
+
 _MARGIN = 30.0  # seconds that systemd may take beyond its own time-outs before we stop waiting
 
 
 class Lifecycle:
     """The use-cases that end in a job. Every method raises NoSuchModel, and ShuttingDown once the daemon ends."""
 
-    def __init__(self, catalog: Catalog, store: Store, systemd: Systemd) -> None:
-        self._catalog, self._store, self._systemd = catalog, store, systemd
+    def __init__(self, catalog: Catalog, store: Store, systemd: Systemd, examiner: Examiner) -> None:
+        self._catalog, self._store, self._systemd, self._examiner = catalog, store, systemd, examiner
         self._closing = False
         self._starting = asyncio.Lock()
         self.jobs = JobTable()
+        self.cause_of: Callable[[str, float], Awaitable[Cause | None]] = _no_cause
+        """Tells why a run ended, waiting for that no longer than so many seconds."""
 
     async def close(self) -> None:
         """End our waiting; systemd goes on."""
@@ -43,39 +53,70 @@ class Lifecycle:
 
     async def record(self, model: Model, kind: str, message: str, caller: Caller) -> None:
         """Write to the audit log who asked for what, before it is done."""
+        if kind in ASKED:
+            model.gave_up = ""
         run = self._systemd.cached(model.unit).invocation_id
         await self._store.add_event(
             Event(model=model.name, kind=kind, message=message, invocation_id=run, actor=caller.actor)
         )
 
     async def start(self, name: str, caller: Caller) -> Job:
-        """Start a model; the job ends when it is ready. Raises PortInUse before anything is done."""
+        """Start a model; the job ends when it is ready. Raises InvalidConfig and PortInUse before anything is done."""
         self.check_open()
         model = self._catalog.get(name)
-        # One start is queued at a time, so that two models cannot both find their common port free.
-        async with self._catalog.locked(model), self._starting:
+        async with self._catalog.locked(model):
             unit = await self._systemd.refresh(model.unit)
-            if not unit.running:
-                await self._catalog.check(model)
-                await self._check_port(model)
-            await self._catalog.ensure_unit(model)
-            await self.record(model, "start", "start asked for", caller)
-            if unit.active_state != "active":
-                await self._systemd.reset_failed(model.unit)  # a person's start is no part of a crash loop
-            if unit.sub_state.startswith("auto-restart"):
-                # At once; a start would wait out RestartSec on 252.
-                queued = await self._systemd.restart_unit(model.unit)
-            else:
-                queued = await self._systemd.start_unit(model.unit)
-            await self._systemd.refresh(model.unit)
-        return self._spawn_start("start", model, lambda job: self._await_start(model, queued, job))
+            warnings = [] if unit.running else await self._preflight(model)
+            # One start is queued at a time, so that two models cannot both find their common port free.
+            async with self._starting:
+                unit = self._systemd.cached(model.unit)
+                if not unit.running:
+                    await self._check_port(model)
+                await self._catalog.ensure_unit(model)
+                await self.record(model, "start", "start asked for", caller)
+                if unit.active_state != "active":
+                    await self._systemd.reset_failed(model.unit)  # a person's start is no part of a crash loop
+                if unit.sub_state.startswith("auto-restart"):
+                    # At once; a start would wait out RestartSec on 252.
+                    queued = await self._systemd.restart_unit(model.unit)
+                else:
+                    queued = await self._systemd.start_unit(model.unit)
+                await self._systemd.refresh(model.unit)
+        return self._spawn_start("start", model, lambda job: self._await_start(model, queued, job), warnings)
 
-    def _spawn_start(self, kind: str, model: Model, work: Work) -> Job:
+    def _spawn_start(self, kind: str, model: Model, work: Work, warnings: Iterable[str]) -> Job:
         def cancel(caller: Caller) -> Coroutine[Any, Any, Job]:
             return self.stop(model.name, caller)
 
         model.latest_start = job = self.jobs.spawn(kind, model.name, work, cancel)
+        job.warnings += warnings
         return job
+
+    async def _preflight(self, model: Model) -> list[str]:
+        """What a start should be warned of. Raises InvalidConfig with what forbids it."""
+        await self._catalog.check(model)
+        return await self._examiner.before_start(model)
+
+    async def examine(self, name: str) -> list[Finding]:
+        """Everything that speaks against a start of the model, errors first; its settings stay as they are."""
+        model = self._catalog.get(name)
+        found: list[Finding] = []
+        try:
+            async with self._catalog.locked(model):
+                await self._catalog.check(model)
+        except InvalidConfig as e:
+            found.append(from_error(e))
+        unit = await self._systemd.refresh(model.unit)
+        if not unit.running or model.url != model.definition.url:  # else it is itself that holds its port
+            try:
+                await self._check_port(model)
+            except PortInUse as e:
+                found.append(from_error(e))
+        try:
+            found += await self._examiner.examine(model)
+        except InvalidConfig as e:
+            found.append(from_error(e))
+        return merged(found)
 
     async def _await_start(self, model: Model, queued: SystemdJob, job: Job) -> None:
         """Wait until the model is ready. Where a later start or restart of ours superseded this one, its end is this one's."""
@@ -90,7 +131,9 @@ class Lifecycle:
         if result == "dependency":
             missing = await asyncio.to_thread(missing_folders, model.spec, model.plan)
             raise JobFailed(f"a folder that it must write cannot be made: {missing}; make it, or change ReadWritePaths")
-        why = describe_end(unit) or (f"systemd says {result!r}" if result != "done" else "it ended at once")
+        cause = await self.cause_of(unit.invocation_id, CAUSE_SECONDS) if unit.invocation_id else None
+        told = cause.sentence if cause else describe_end(unit)
+        why = told or (f"systemd says {result!r}" if result != "done" else "it ended at once")
         again = "; systemd tries again" if unit.sub_state.startswith("auto-restart") else ""
         raise JobFailed(why + again)
 
@@ -126,7 +169,7 @@ class Lifecycle:
         """Stop a model as part of a job; an end that was not clean is a warning of the job's. Returns what it left as the
         model's ending: another one there means that another stop was asked for meanwhile."""
         unit = await self._systemd.refresh(model.unit)
-        was_running = unit.running
+        was_running, was_loading = unit.running, unit.active_state == "activating"
         ending = Ending(unit.invocation_id, "stop")
         if unit.load_state == "not-found" and unit.active_state == "inactive":
             return model.ending  # neither a file nor a process: systemd knows nothing that it could stop
@@ -137,7 +180,13 @@ class Lifecycle:
             raise JobCanceled(f"the stop of {model.name} was superseded by a start")
         unit = self._systemd.cached(model.unit)
         if unit.active_state == "failed":
-            if was_running:
+            if was_loading and unit.result == "exit-code":
+                # With what a server exits that was interrupted while it loaded tells nothing.
+                run = unit.invocation_id
+                await self._store.add_event(
+                    Event(model=model.name, kind="stopped", message="stopped", invocation_id=run)
+                )
+            elif was_running:
                 await self._report_unclean(model, job)
             await self._systemd.reset_failed(model.unit)
             unit = await self._systemd.refresh(model.unit)
@@ -163,7 +212,8 @@ class Lifecycle:
         if not unit.running:
             return await self.start(name, caller)
         async with self._catalog.locked(model):
-            if model.url != model.definition.url:  # it moves: better known before it is stopped
+            warnings = await self._preflight(model)  # better known before it is stopped
+            if model.url != model.definition.url:  # it moves
                 await self._check_port(model)
             await self._catalog.ensure_unit(model)
             await self.record(model, "restart", "restart asked for", caller)
@@ -171,7 +221,7 @@ class Lifecycle:
                 with bringing_to_end(model, Ending(unit.invocation_id, "stop")):
                     await self._systemd.reset_failed(model.unit)
                     queued = await self._systemd.restart_unit(model.unit)
-                return self._spawn_start("restart", model, lambda job: self._await_start(model, queued, job))
+                return self._spawn_start("restart", model, lambda job: self._await_start(model, queued, job), warnings)
 
         async def stop_then_start(job: Job) -> None:
             try:
@@ -185,7 +235,11 @@ class Lifecycle:
             await self._systemd.reset_failed(model.unit)
             await self._await_start(model, await self._systemd.start_unit(model.unit), job)
 
-        return self._spawn_start("restart", model, stop_then_start)
+        return self._spawn_start("restart", model, stop_then_start, warnings)
+
+
+async def _no_cause(run: str, seconds: float) -> Cause | None:
+    return None
 
 
 @contextmanager

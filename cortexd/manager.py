@@ -8,7 +8,12 @@ import signal as signals
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cortexd.backends import Listed, list_backends
 from cortexd.catalog import Catalog
+from cortexd.diagnosis.diagnoser import Diagnoser
+from cortexd.diagnosis.examiner import Examiner
+from cortexd.diagnosis.finding import Finding
+from cortexd.diagnosis.why import Cause
 from cortexd.errors import Busy, CortexError, InvalidConfig, JobFailed, NoSuchModel
 from cortexd.events import Ending, Event
 from cortexd.health.policy import Outcome, Probe
@@ -19,6 +24,7 @@ from cortexd.observer import Observer
 from cortexd.registered import Model
 from cortexd.registration import Caller
 from cortexd.scope import Scope
+from cortexd.secrets import check_key, check_value
 from cortexd.states import Judgement, judge
 from cortexd.store import EventQuery, Store
 from cortexd.systemd.protocol import Logind, Systemd, UnitState, UnitUsage
@@ -42,9 +48,15 @@ class Manager:
         self, scope: Scope, store: Store, systemd: Systemd, logind: Logind, prober: Prober, tools: Tools
     ) -> None:
         self._store, self._systemd, self._logind, self._prober = store, systemd, logind, prober
+        self._scope = scope
         self.catalog = Catalog(scope, tools, store, systemd)
-        self.life = Lifecycle(self.catalog, store, systemd)
-        self._observer = Observer(scope, self.catalog, store, systemd, prober, lambda name: self.on_change(name))
+        self._examiner = Examiner(scope, tools, systemd, self.catalog.secrets.value)
+        self.life = Lifecycle(self.catalog, store, systemd, self._examiner)
+        self._diagnoser = Diagnoser(scope, store, systemd, lambda name: self.on_change(name))
+        self.life.cause_of = self._diagnoser.cause_of
+        self._observer = Observer(
+            scope, self.catalog, store, systemd, prober, self._diagnoser, lambda name: self.on_change(name)
+        )
         self.catalog.on_change = lambda name: self.on_change(name)
         self.on_change: Callable[[str], None] = lambda name: None
         """Called with a model's name when anything about it may have changed."""
@@ -56,13 +68,19 @@ class Manager:
 
     async def start(self) -> None:
         """Reconcile with systemd: unit files, running models, runs that began while nobody watched."""
+        await self._examiner.start()
         await self.catalog.load()
         await self._observer.start()
+
+    def resumed(self) -> None:
+        """The machine has slept: what failed before does not count."""
+        self._observer.resumed()
 
     async def close(self) -> None:
         """End our own work; models go on running."""
         await self.life.close()
         await self._observer.close()
+        self._diagnoser.close()
 
     # What is there
 
@@ -76,7 +94,10 @@ class Manager:
         model = self.catalog.get(name)
         unit = self._systemd.cached(model.unit)
         ending = model.ending.by if model.ending.run == unit.invocation_id else ""
-        return ModelView(model, unit, judge(unit, model.health, model.spec, ending=ending))
+        cause = model.cause.sentence if model.cause and model.cause_run == unit.invocation_id else ""
+        return ModelView(
+            model, unit, judge(unit, model.health, model.spec, ending=ending, cause=cause, given_up=model.gave_up)
+        )
 
     def match(self, patterns: Sequence[str]) -> list[str]:
         """Names that fit one of the shell patterns, sorted; none means all. A plain name must exist."""
@@ -101,16 +122,34 @@ class Manager:
         found = await self._systemd.usage(running) if running else {}
         return {name: found.get(unit, UnitUsage()) for name, unit in units.items()}
 
+    async def why(self, name: str) -> Cause:
+        """Why the model does not run; where it does, that it does."""
+        view = self.view(name)
+        return await self._diagnoser.why(view.model, view.unit, view.judgement)
+
     async def events(self, query: EventQuery) -> list[Event]:
         """The audit log."""
         return await self._store.events(query)
 
+    async def backends(self, search_path: str) -> list[tuple[Listed, str]]:
+        """All backends, each with its executable on that PATH (empty: none); files that cannot be used, too."""
+        parts = (search_path or self._scope.search_path).split(":")
+        absolute = ":".join(part for part in parts if part.startswith("/"))
+
+        def find() -> list[tuple[Listed, str]]:
+            listed = list_backends(self._scope)
+            return [(each, (each.backend and each.backend.find(absolute)) or "") for each in listed]
+
+        return await asyncio.to_thread(find)
+
     # Configuration
 
-    async def register(self, name: str, settings: Mapping[str, object], caller: Caller) -> Sequence[str]:
-        """Register a model; returns warnings."""
+    async def register(
+        self, name: str, settings: Mapping[str, object], caller: Caller, *, api_key: bool = False
+    ) -> Sequence[str]:
+        """Register a model, with a new API key where that is asked for; returns warnings."""
         self.life.check_open()
-        model = await self.catalog.add(name, settings, caller)
+        model = await self.catalog.add(name, settings, caller, api_key=api_key)
         self._observer.added(model)
         self.on_add(name)
         return model.warnings
@@ -124,6 +163,41 @@ class Manager:
             self._observer.watch(model)
         self.on_change(name)
         return model.outdated, model.warnings
+
+    async def set_secret(self, name: str, key: str, value: bytes, caller: Caller) -> bool:
+        """Set a secret; returns whether a restart is needed to bring it to the server. Raises InvalidConfig for a key or a
+        value that cannot be one, and StoreFailed."""
+        self.life.check_open()
+        model, secrets = self.catalog.get(name), self.catalog.secrets
+        async with self.catalog.locked(model):
+            if model.backend_problem:
+                raise InvalidConfig(model.backend_problem)
+            check_key(key, {*model.plan.environment, *model.plan.unset_environment} - {model.plan.api_key})
+            check_value(value)
+            await self.life.record(model, "secret-set", f"secret {key} set", caller)
+            try:
+                await asyncio.to_thread(secrets.set, name, key, value)
+            except CortexError as e:
+                await self.life.record(model, "secret-set-failed", f"secret {key} not set: {e}", caller)
+                raise
+            await self._secrets_changed(model)
+        return model.outdated
+
+    async def remove_secret(self, name: str, key: str, caller: Caller) -> None:
+        """Remove a secret. Raises NoSuchSecret, StoreFailed."""
+        self.life.check_open()
+        model, secrets = self.catalog.get(name), self.catalog.secrets
+        async with self.catalog.locked(model):
+            await asyncio.to_thread(secrets.check_has, name, key)
+            await self.life.record(model, "secret-removed", f"secret {key} removed", caller)
+            await asyncio.to_thread(secrets.remove, name, key)
+            await self._secrets_changed(model)
+
+    async def _secrets_changed(self, model: Model) -> None:
+        try:
+            await self.catalog.see_secrets(model)
+        finally:
+            self.on_change(model.name)
 
     async def unregister(self, name: str, caller: Caller, *, force: bool) -> Job:
         """Disable, stop, remove the unit, forget."""
@@ -211,6 +285,11 @@ class Manager:
         await self.life.record(model, "reset-failed", "failed state cleared", caller)
         await self._systemd.reset_failed(model.unit)
         await self._systemd.refresh(model.unit)
+        self.on_change(name)
+
+    async def check(self, name: str) -> list[Finding]:
+        """What would keep a model from starting, or harm it, errors first; takes up to half a minute."""
+        return await self.life.examine(name)
 
     async def check_health(self, name: str) -> Probe:
         """Probe now; the outcome does not count."""
@@ -221,7 +300,7 @@ class Manager:
         if not self._systemd.cached(model.unit).running:
             # Whoever answers there is not this model.
             return Probe(outcome=Outcome.NOT_RUNNING, reason=f"it is {self.view(name).judgement.state}")
-        return await self._prober.probe(model.health_url, spec.health.timeout)
+        return await self._prober.probe(await self._observer.door.server(model), spec.health.timeout)
 
 
 def parse_signal(text: str) -> int:

@@ -16,6 +16,7 @@ from cortexd.errors import InvalidConfig
 from cortexd.kinds import GIB, INFINITY, Kind, Value
 
 DEFAULT_BACKEND = "vllm"
+PROBE_HTTP, PROBE_ENGINE = "http", "engine"
 AUTO_PORT = "auto"
 _MAX_SHOWN = 80  # characters of a bad value in a message
 
@@ -83,6 +84,20 @@ class HealthPolicy:
     max_failures: int = _setting(
         kinds.integer(1, 1000), 3, "failed probes in a row before a restart", "health.max_failures", live=True
     )
+    probe: str = _setting(
+        kinds.choice(PROBE_HTTP, PROBE_ENGINE),
+        PROBE_HTTP,
+        "http: its endpoint alone; engine: also one token every 5 minutes in which it generated none",
+        "health.probe",
+        live=True,
+    )
+    busy_timeout: float = _setting(
+        kinds.SECONDS,
+        600.0,
+        "how long CPU time alone excuses time-outs; then it has to generate a token",
+        "health.busy_timeout_seconds",
+        live=True,
+    )
     startup_delay: float = _setting(
         kinds.number(0, 86400 * 7, "seconds"),
         60.0,
@@ -92,6 +107,12 @@ class HealthPolicy:
     )
     startup_timeout: float = _setting(
         kinds.SECONDS, 3600.0, "from start to ready at most", "health.startup_timeout_seconds"
+    )
+    startup_stall: float = _setting(
+        kinds.SECONDS,
+        120.0,
+        "without a sign of progress before a start is given up",
+        "health.startup_stall_seconds",
     )
 
 
@@ -108,6 +129,16 @@ class RestartPolicy:
     )
     limit_burst: int = _setting(
         kinds.integer(1, 1000), 5, "starts within the window before systemd gives up", "StartLimitBurst"
+    )
+    max_restarts: int = _setting(
+        kinds.integer(1, 1000), 5, "failed runs in a row before it is restarted no more", "max_restarts", live=True
+    )
+    stable_after: float = _setting(
+        kinds.SECONDS,
+        600.0,
+        "ready for so long, a run clears those that failed before it",
+        "stable_after_seconds",
+        live=True,
     )
 
 
@@ -126,6 +157,9 @@ class ModelSpec:
     quantization: str = _setting(kinds.TEXT, "", "quantization method, where the backend has any")
     extra_args: str = _setting(kinds.ARGUMENTS, "", "more arguments for the backend")
     exec: str = _setting(kinds.TEXT, "", "the executable; found on the caller's PATH at registration")
+    env: tuple[str, ...] = _setting(
+        kinds.ENVIRONMENT, (), "variables for the server that are no secret; they win over the backend's own"
+    )
     gpu_memory_utilization: float = _setting(
         kinds.number(0.01, 1), 0.9, "share of the GPU's memory to use, where the backend has it"
     )
@@ -199,7 +233,7 @@ def parse_settings(raw: Mapping[str, object]) -> dict[str, Value | None]:
         try:
             parsed[name] = setting.kind.parse(value)
         except ValueError as e:
-            shown = repr(value)
+            shown = "…" if setting.kind is kinds.ENVIRONMENT else kinds.redacted(repr(value))
             shown = shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "…"
             raise InvalidConfig(f"{name}={shown}: {e}") from None
     return parsed

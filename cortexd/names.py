@@ -16,6 +16,8 @@ JOB_INTERFACE = BUS_NAME + ".Job"
 
 SLICE = "cortex.slice"
 UNIT_PATTERN = "cortex-*.service"
+CHECK_PREFIX = "cortexd-check-"
+"""How the units begin that try a sandbox for one look; they are no models'."""
 _UNIT_PREFIX = "cortex-"
 _UNIT_SUFFIX = ".service"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
@@ -51,6 +53,12 @@ def model_name(unit: str) -> str | None:
         return check_name(name)
     except InvalidName:
         return None
+
+
+def hint_folder(name: str) -> str:
+    """A folder of a model's own below the runtime folder (%t), while its unit has processes. Without the colon, which
+    RuntimeDirectory= reads as the beginning of a link's name."""
+    return f"cortexd/progress/{path_label(name)}"
 
 
 def path_label(text: str) -> str:

@@ -10,20 +10,24 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from cortexd import journal
 from cortexd.catalog import Catalog
+from cortexd.diagnosis.diagnoser import Diagnoser
+from cortexd.door import Door
 from cortexd.errors import CortexError
 from cortexd.events import Ending, Event, Priority
 from cortexd.health.monitor import Monitor, Watched
-from cortexd.health.policy import Decision, HealthState
+from cortexd.health.policy import Change, Decision, HealthState, Verdict
 from cortexd.health.probe import Prober
+from cortexd.missed import missed_ends
 from cortexd.names import model_name
 from cortexd.registered import Model, Serving
+from cortexd.restarts import Restarts
 from cortexd.runs import transitions
 from cortexd.scope import Scope
+from cortexd.startup import Startups
 from cortexd.states import describe_end
 from cortexd.store import EventQuery, Store
-from cortexd.systemd.protocol import Systemd, UnitState
+from cortexd.systemd.protocol import UNKNOWN, Systemd, UnitState
 from cortexd.units.files import FileState
 
 log = logging.getLogger(__name__)
@@ -31,11 +35,11 @@ log = logging.getLogger(__name__)
 _SETTLE_SECONDS = 0.1
 """How long a unit has to be inactive or failed until that counts as its end."""
 
-_SAVING = 4
-"""Failed runs whose logs are read at a time: a hundred may fail together."""
-
 _WRITE_SECONDS = 2.0
 """What the end waits for events that are not written yet."""
+
+_LOADS = 5
+"""Loads from which the usual time is told."""
 
 _ENDED_BADLY = frozenset({"failed", "ended"})
 
@@ -50,27 +54,36 @@ class Observer:
         store: Store,
         systemd: Systemd,
         prober: Prober,
+        diagnoser: Diagnoser,
         on_change: Callable[[str], None],
     ) -> None:
         self._scope, self._catalog, self._store, self._systemd = scope, catalog, store, systemd
-        self._on_change = on_change
+        self._diagnoser, self._on_change = diagnoser, on_change
         self._monitor = Monitor(prober, self._on_probe)
+        self._restarts = Restarts(store, systemd, on_change)
+        self._startups = Startups(scope.runtime, systemd.cached)
+        self.door = Door(catalog.secrets, systemd)
         self._seen: dict[str, UnitState] = {}
         self._settling: dict[str, asyncio.TimerHandle] = {}
         self._writing: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._saving = asyncio.Semaphore(_SAVING)
 
     async def start(self) -> None:
         """Take over the models that run, and listen from now on."""
         found = [(model, self._systemd.cached(model.unit)) for model in self._catalog.models.values()]
         self._seen = {model.name: unit for model, unit in found}
         self._systemd.listen(self._on_unit)  # now: from here on others have their turn
+        for event in await missed_ends(found, self._store):
+            log.warning("%s: %s", event.model, event.message)
+            await self._add(event)
         for model, unit in found:
             if unit.running:
                 await self._adopt(model, unit)
             elif unit.invocation_id:
                 await self._catch_up(model, unit)
+            loads = await self._store.events(EventQuery(models=[model.name], kinds=["ready"], limit=_LOADS))
+            model.loads = tuple(float(e.details["seconds"]) for e in loads if "seconds" in e.details)
+            await self._restarts.load(model, self._systemd.cached(model.unit))
             self.watch(model)
 
     async def close(self) -> None:
@@ -78,6 +91,7 @@ class Observer:
         for pending in self._settling.values():
             pending.cancel()
         await self._monitor.close()
+        await self._startups.close()
         if self._writing:
             _, late = await asyncio.wait(self._writing, timeout=_WRITE_SECONDS)
             if late:
@@ -108,13 +122,14 @@ class Observer:
         if known and known.invocation_id == run and {"url", "endpoint", "digest"} <= known.details.keys():
             told = known.details
             model.serving = Serving(run, str(told["url"]), str(told["endpoint"]), str(told["digest"]))
+            if not model.outdated:
+                model.serving = replace(model.serving, questions=model.definition.questions)
             return
         model.serving = model.definition.serving(run, known=not model.rewritten)
         if not known or known.invocation_id != run:
             message = "run began while cortexd was not there"
-            self._write(
-                Event(model=model.name, kind="run", message=message, invocation_id=run, details=_told(model.serving))
-            )
+            told = _told(model.serving) | {"restart": bool(unit.n_restarts)}
+            await self._add(Event(model=model.name, kind="run", message=message, invocation_id=run, details=told))
 
     async def _catch_up(self, model: Model, unit: UnitState) -> None:
         """Say how a run ended while cortexd was not there. A stop that was asked for ends stopped, also when it took
@@ -124,6 +139,7 @@ class Observer:
             await self._last(model, "ended", "failed", "stopped", "stop-unclean"),
         )
         if ended and ended.invocation_id == unit.invocation_id:
+            await self._diagnoser.remember(model, unit.invocation_id)
             return
         if asked and asked.invocation_id == unit.invocation_id:
             model.ending = Ending(unit.invocation_id, "stop")
@@ -142,6 +158,8 @@ class Observer:
         """A model was unregistered: forget it, and the logs of its failed runs."""
         await asyncio.to_thread(shutil.rmtree, self._scope.logs / name, ignore_errors=True)
         self._monitor.forget(name)
+        self._startups.forget(name)
+        self._diagnoser.forget(name)
         self._seen.pop(name, None)
         if pending := self._settling.pop(name, None):
             pending.cancel()
@@ -149,6 +167,8 @@ class Observer:
     def watch(self, model: Model) -> None:
         """Watch a running model's health, or no longer, as its settings and its unit say."""
         unit = self._systemd.cached(model.unit)
+        self._diagnoser.watch(model.name, unit)
+        self._startups.follow(model.name, unit)
         if not unit.running:
             model.serving = Serving()
         elif model.serving.run != unit.invocation_id:
@@ -158,12 +178,37 @@ class Observer:
         if unit.active_state == "active" and model.spec.health.enabled and model.endpoint:
             # A unit that is not ours may lack the waiter: active does not mean ready then.
             grace = 0.0 if model.file_state is FileState.CURRENT else model.spec.health.startup_delay
-            run = unit.invocation_id
-            self._monitor.watch(Watched(model.name, run, lambda: model.spec.health, lambda: model.health_url, grace))
+            self._monitor.watch(self._watched(model, unit.invocation_id, grace))
         else:
             self._monitor.forget(model.name)
             if unit.active_state == "active":
                 model.health = HealthState(run=unit.invocation_id)
+
+    def _watched(self, model: Model, run: str, grace: float) -> Watched:
+        def current() -> str:
+            unit = self._systemd.cached(model.unit)
+            return unit.invocation_id if unit.active_state == "active" else ""
+
+        async def cpu() -> int | None:
+            try:
+                used = (await self._systemd.usage([model.unit]))[model.unit].cpu_nsec
+            except CortexError:
+                return None
+            return None if used == UNKNOWN else used
+
+        return Watched(
+            name=model.name,
+            run=run,
+            current=current,
+            policy=lambda: model.spec.health,
+            server=lambda: self.door.server(model),
+            cpu=cpu,
+            grace=grace,
+        )
+
+    def resumed(self) -> None:
+        """The machine has slept."""
+        self._monitor.resumed()
 
     def _on_unit(self, unit: str, new: UnitState) -> None:
         name = model_name(unit)
@@ -191,39 +236,54 @@ class Observer:
     def _report(self, model: Model, old: UnitState, new: UnitState) -> None:
         for event in transitions(model.name, old, new, model.ending):
             log.log(_LEVELS[event.priority], "%s: %s", model.name, event.message)
-            self._write(replace(event, details=_told(model.serving)) if event.kind == "run" else event)
+            if event.kind == "run":
+                if not event.details["restart"]:
+                    model.gave_up = ""  # somebody started it
+                event = replace(event, details={**_told(model.serving), **event.details})
+            elif event.kind == "ready" and "seconds" in event.details:
+                model.loads = (*model.loads, event.details["seconds"])[-_LOADS:]
             if event.kind in _ENDED_BADLY and event.priority is not Priority.INFO:
-                _spawn(self._tasks, self._save_log(model.name, event.invocation_id, new.exec_main_start))
+                _spawn(self._tasks, self._diagnoser.ended(model, new, event.priority))
+                _spawn(self._writing, self._failed(model, new, event))
+            else:
+                self._write(event)
 
-    async def _save_log(self, name: str, run: str, began: int) -> None:
+    async def _failed(self, model: Model, unit: UnitState, event: Event) -> None:
+        await self._add(event)
         try:
-            async with self._saving:
-                await journal.save_run(self._scope.logs, name, run, began)
-        except OSError as e:
-            log.warning("%s: the log of its failed run is not saved: %s", name, e)
+            await self._restarts.failed(model, unit, describe_end(unit))
+        except CortexError as e:
+            log.error("%s: its restarts cannot be counted: %s", model.name, e)
 
-    async def _on_probe(self, name: str, before: HealthState, after: HealthState, decision: Decision) -> None:
-        model = self._catalog.models.get(name)
+    async def _on_probe(self, name: str, before: HealthState, verdict: Verdict) -> None:
+        model, after = self._catalog.models.get(name), verdict.state
         if model is None or self._systemd.cached(model.unit).invocation_id != after.run:
             return
         model.health = after
-        if after.failures == 1:
-            self._tell(model, "degraded", f"health probe failed: {after.reason}", Priority.WARNING)
-        elif before.failures and not after.failures:
-            self._tell(model, "recovered", f"healthy again after {before.failures} failed probes")
-        if decision is Decision.RESTART:
-            await self._condemn(model, after)
+        for change in verdict.changes:
+            if change is Change.DEGRADED:
+                self._tell(model, "degraded", f"health probe failed: {after.reason}", Priority.WARNING)
+            elif change is Change.BUSY:
+                self._tell(model, "busy", after.reason)
+            elif change is Change.RECOVERED and before.failures:
+                self._tell(model, "recovered", f"healthy again after {before.failures} failed probes")
+            elif change is Change.RECOVERED:
+                self._tell(model, "recovered", "answers again, after it was busy")
+            elif change is Change.AFRESH:
+                message = "the machine slept or stalled: failed probes are counted from the beginning"
+                self._tell(model, "health-afresh", message)
+        if verdict.decision is Decision.RESTART:
+            await self._condemn(model, after, first=Change.CONDEMNED in verdict.changes)
         if after != before:
             self._on_change(name)
 
-    async def _condemn(self, model: Model, health: HealthState) -> None:
+    async def _condemn(self, model: Model, health: HealthState, *, first: bool = True) -> None:
         """End this run, and this run only: systemd's own Restart= starts the next, with its pause and its count.
 
         SIGKILL, since a hung server would sit out TimeoutStopSec, and since a clean exit on SIGTERM is no failure to
         Restart=on-failure. What a person stopped meanwhile has no such run any more.
         """
         what = f"{health.failures} health probes failed in a row, the last: {health.reason}"
-        first = health.failures == model.spec.health.max_failures
         if model.spec.restart.restart == "no":
             if first:
                 self._tell(model, "unhealthy", f"{what}; not restarted, since Restart=no", Priority.ERROR)
@@ -255,5 +315,5 @@ def _spawn(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> N
 _LEVELS = {Priority.INFO: logging.INFO, Priority.WARNING: logging.WARNING, Priority.ERROR: logging.ERROR}
 
 
-def _told(serving: Serving) -> dict[str, str]:
+def _told(serving: Serving) -> dict[str, Any]:
     return {"url": serving.url, "endpoint": serving.endpoint, "digest": serving.digest}

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cortexd.errors import InvalidConfig, PortInUse
-from cortexd.waiter import Listener, answers_to, listeners
+from cortexd.waiter.sockets import Listener, answers_to, listeners
 
 _FIRST = 8000
 _DEFAULT_EPHEMERAL = 32768  # the kernel's default for the first port that it hands out itself

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cortexd.backends import Backend, LaunchPlan
+from cortexd.diagnosis.why import Cause
 from cortexd.events import Ending
 from cortexd.health.policy import HealthState
+from cortexd.health.probe import Questions
 from cortexd.jobs import Job
 from cortexd.kinds import Value
 from cortexd.model import ModelSpec
 from cortexd.names import unit_name
+from cortexd.secrets import NO_SECRETS, Known
 from cortexd.units import files
 from cortexd.units.files import FileState
 from cortexd.units.render import probe_address
@@ -28,6 +32,7 @@ class Definition:
     plan: LaunchPlan
     text: str
     """The unit file as it should be."""
+    secrets: Known = NO_SECRETS
 
     @property
     def url(self) -> str:
@@ -37,12 +42,20 @@ class Definition:
 
     @property
     def digest(self) -> str:
-        """Of the unit file."""
-        return files.digest(self.text)
+        """Of the unit file, and which secrets go with it."""
+        return files.digest(self.text) + (f"+{self.secrets.revision}" if self.secrets.revision else "")
+
+    @property
+    def questions(self) -> Questions:
+        """What its server can be asked. What a well one says is known of its backend's own endpoint alone."""
+        healthy = self.backend.healthy if self.spec.health.endpoint == self.backend.endpoint else ""
+        return Questions(healthy, self.plan.engine, self.plan.activity)
 
     def serving(self, run: str, *, known: bool = True) -> Serving:
         """What a run of this definition serves; `known`: it is certain that the unit file was as it is now."""
-        return Serving(run, self.url, self.spec.health.endpoint, self.digest if known else "")
+        if not known:
+            return Serving(run, self.url, self.spec.health.endpoint)
+        return Serving(run, self.url, self.spec.health.endpoint, self.digest, self.questions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +67,9 @@ class Serving:
     url: str = ""
     endpoint: str = ""
     digest: str = ""
-    """Of the unit file; empty where it is not known."""
+    """The definition's; empty where it is not known."""
+    questions: Questions = field(default_factory=Questions)
+    """None where it is not known what the server is."""
 
 
 @dataclass
@@ -65,6 +80,13 @@ class Model:
     definition: Definition
     health: HealthState = field(default_factory=HealthState)
     ending: Ending = field(default_factory=Ending)
+    cause: Cause | None = None
+    """Why the run `cause_run` ended, where that one failed."""
+    cause_run: str = ""
+    gave_up: str = ""
+    """Why it is restarted no longer; empty while it is."""
+    loads: tuple[float, ...] = ()
+    """Seconds that its last loads took, oldest first."""
     latest_start: Job | None = None
     """The last start or restart that was asked for through cortexd, unless a stop came after it."""
     serving: Serving = field(default_factory=Serving)
@@ -72,6 +94,12 @@ class Model:
     """Its unit file was found missing or outdated at the daemon's start."""
     file_state: FileState = FileState.MISSING
     warnings: tuple[str, ...] = ()
+    secrets_problem: str = ""
+    """Why its secrets cannot be read, where they cannot."""
+    backend_problem: str = ""
+    """Why its backend's file cannot be used, where it cannot: its unit file stays as it is until then."""
+    backend_changed: bool = False
+    """Its backend's file says something else since its unit file was written."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while one use-case changes this model."""
 
@@ -91,14 +119,24 @@ class Model:
         return self.serving.endpoint if self.serving.run else self.spec.health.endpoint
 
     @property
+    def questions(self) -> Questions:
+        """What the server that runs can be asked."""
+        return self.serving.questions if self.serving.run else self.definition.questions
+
+    @property
     def health_url(self) -> str:
         """What is asked whether it is well."""
         return self.url + self.endpoint
 
     @property
+    def usual_load(self) -> float:
+        """Seconds from start to ready, as its last loads were (the median); 0 where there was none."""
+        return statistics.median(self.loads) if self.loads else 0.0
+
+    @property
     def outdated(self) -> bool:
-        """Whether the server that runs was started with other settings."""
-        return bool(self.serving.run) and self.serving.digest != self.definition.digest
+        """Whether the server that runs was started with other settings, secrets or words of its backend's file."""
+        return bool(self.serving.run) and (self.backend_changed or self.serving.digest != self.definition.digest)
 
     @property
     def spec(self) -> ModelSpec:

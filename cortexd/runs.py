@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cortexd.events import Ending, Event, Priority
-from cortexd.states import describe_end, gave_up
+from cortexd.states import CRASHES, describe_end, gave_up
 from cortexd.systemd.protocol import UnitState
 
 _CLD_KILLED = 2
@@ -17,16 +18,21 @@ def transitions(model: str, old: UnitState, new: UnitState, ending: Ending) -> I
     `ending`: how cortexd itself brings some run to its end; a stop is nobody's failure.
     """
     by = ending if ending.run and ending.run in (new.invocation_id, old.invocation_id) else Ending()
-    explained = by.by == "stop"
+    explained = by.by in ("stop", "gave-up")
 
     def event(kind: str, message: str, priority: Priority = Priority.INFO, run: str = "") -> Event:
         return Event(model=model, kind=kind, message=message, priority=priority, invocation_id=run or new.invocation_id)
 
     new_run = bool(new.invocation_id) and new.invocation_id != old.invocation_id
     if new_run:
-        yield event("run", f"run begins (process {new.main_pid})" if new.main_pid else "run begins")
+        yield replace(
+            event("run", f"run begins (process {new.main_pid})" if new.main_pid else "run begins"),
+            details={"restart": bool(new.n_restarts) or old.sub_state.startswith("auto-restart")},
+        )
     if new.active_state == "active" and (old.active_state != "active" or new_run):
-        yield event("ready", _ready_message(new))
+        seconds = _load_seconds(new)
+        told = event("ready", "ready" if seconds is None else f"ready after {seconds:.1f} s")
+        yield told if seconds is None else replace(told, details={"seconds": round(seconds, 3)})
     restarts = new.sub_state.startswith("auto-restart") and not old.sub_state.startswith("auto-restart")
     if restarts and not explained:
         why = describe_end(new) or "the server ended by itself"
@@ -38,18 +44,21 @@ def transitions(model: str, old: UnitState, new: UnitState, ending: Ending) -> I
             yield event("ended", _sender(new, describe_end(new), by), Priority.WARNING)
         else:
             yield event("ended", describe_end(new) or "stopped, or ended by itself with status 0")
-    elif new.active_state == "inactive" and old.running:
+    elif new.active_state == "inactive" and old.running and by.by == "stop":
         yield event("stopped", "stopped")
 
 
-def _ready_message(unit: UnitState) -> str:
+def _load_seconds(unit: UnitState) -> float | None:
+    """From the server's start to now, if that can be told: clocks are set."""
     seconds = (unit.state_change - unit.exec_main_start) / 1e6
-    return f"ready after {seconds:.1f} s" if unit.exec_main_start and 0 <= seconds < 86400 else "ready"
+    return seconds if unit.exec_main_start and 0 <= seconds < 86400 else None
 
 
 def _sender(unit: UnitState, why: str, ending: Ending) -> str:
     """Who sent the signal that ended it, as far as that can be known: nobody records a signal's sender."""
     if unit.exec_main_code != _CLD_KILLED or unit.result not in ("signal", "success"):
+        return why
+    if unit.exec_main_status in CRASHES:
         return why
     if ending.signal != unit.exec_main_status:
         return why + " from outside"

@@ -13,6 +13,16 @@ from cortexd.systemd.protocol import UnitState
 NOT_READY = "Not ready: "
 """How the waiter's last status begins when it gives up."""
 
+CRASHES = {
+    signal.SIGSEGV: "it used memory that is not its own",
+    signal.SIGABRT: "it gave up by itself",
+    signal.SIGBUS: "a file that it has mapped has shrunk, or a disk is failing",
+    signal.SIGILL: "its program needs instructions that this processor lacks",
+    signal.SIGFPE: "it divided by zero",
+    signal.SIGSYS: "it called what the sandbox forbids",
+}
+"""Signals that a program brings on itself, and what each means."""
+
 _CLD_EXITED, _CLD_KILLED, _CLD_DUMPED = 1, 2, 3
 
 
@@ -62,7 +72,7 @@ def describe_end(unit: UnitState) -> str:
         return "systemd could not prepare it (a missing file or folder, or too few resources)"
     if unit.exec_main_code == _CLD_EXITED and unit.exec_main_status:
         return f"the server exited with status {unit.exec_main_status}{_systemd_step(unit.exec_main_status)}"
-    if unit.status_text.startswith(NOT_READY) and unit.result != "success":
+    if unit.status_text.startswith(NOT_READY) and unit.result not in ("success", "signal", "core-dump"):
         return unit.status_text.removeprefix(NOT_READY)
     if unit.exec_main_code in (_CLD_KILLED, _CLD_DUMPED):
         dumped = " and dumped core" if unit.exec_main_code == _CLD_DUMPED else ""
@@ -88,24 +98,31 @@ def _systemd_step(status: int) -> str:
     return f" ({steps[status]})" if status in steps else ""
 
 
-def judge(unit: UnitState, health: HealthState, spec: ModelSpec, *, ending: str = "") -> Judgement:
-    """The state of a model. `ending`: how cortexd itself brings this run to its end (stop, kill, health), or empty."""
+def judge(
+    unit: UnitState, health: HealthState, spec: ModelSpec, *, ending: str = "", cause: str = "", given_up: str = ""
+) -> Judgement:
+    """The state of a model. `ending`: how cortexd itself brings this run to its end (stop, kill, health), or empty.
+    `cause`: why this run ended, where that is known better than systemd tells it. `given_up`: why it is restarted no more."""
     active, sub = unit.active_state, unit.sub_state
     if active in ("inactive", "failed") and unit.job:
         # A queued start, or the moment within a restart when nothing runs.
         return Judgement(State.RESTARTING if unit.n_restarts else State.STARTING)
+    if given_up and active in ("inactive", "failed", "deactivating"):
+        return Judgement(State.FAILED, given_up)
     if active == "failed":
-        return Judgement(State.FAILED, describe_end(unit) + gave_up(unit))
+        return Judgement(State.FAILED, cause or describe_end(unit) + gave_up(unit))
     if active == "deactivating":
         return Judgement(State.RESTARTING, health.reason) if ending == "health" else Judgement(State.STOPPING)
     if active in ("activating", "reloading", "refreshing"):
         if sub.startswith("auto-restart") or sub == "failed-before-auto-restart":
             pause = f"systemd starts it again {spec.restart.restart_seconds:g} s after its end"
-            why = health.reason if ending == "health" else describe_end(unit)
+            why = health.reason if ending == "health" else cause or describe_end(unit)
             return Judgement(State.RESTARTING, "; ".join(filter(None, (why, pause))))
         return Judgement(State.STARTING, unit.status_text)
     if active != "active":
         return Judgement(State.STOPPED)
+    if health.run == unit.invocation_id and health.busy:
+        return Judgement(State.BUSY, health.reason)
     if health.run == unit.invocation_id and health.failures:
         limit = spec.health.max_failures
         if health.failures >= limit:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cortexd import kinds, ports
 from cortexd.backends import BACKENDS, backend_of
-from cortexd.checks import check_spec, warnings_of
+from cortexd.checks import check_spec, secrets_warnings, warnings_of
 from cortexd.errors import ERROR_PREFIX, InvalidConfig, InvalidName, PortInUse
 from cortexd.events import Ending, Priority
 from cortexd.health.policy import HealthState
@@ -50,12 +50,14 @@ def test_every_setting_of_the_issue_is_in_the_table_with_its_default() -> None:
     expected: dict[str, object] = {
         "backend": "vllm", "port": 8000, "host": "127.0.0.1", "gpus": ("0",), "memory": 32 * GIB, "cpu": 4.0,
         "max_model_len": 4096, "tensor_parallel": 1, "quantization": "", "extra_args": "", "gpu_memory_utilization": 0.9,
+        "env": (),
         "MemoryHigh": 28 * GIB, "CPUWeight": 100, "IOWeight": 100,
         "NoNewPrivileges": True, "ProtectSystem": "strict", "ProtectHome": "read-only", "PrivateTmp": True,
         "PrivateDevices": False, "RestrictRealtime": True, "RestrictSUIDSGID": True, "ProtectKernelTunables": True,
         "ProtectKernelModules": True, "ProtectControlGroups": True, "ReadWritePaths": (),
         "health.enabled": True, "health.endpoint": "/health", "health.interval_seconds": 30, "health.timeout_seconds": 10,
-        "health.max_failures": 3, "health.startup_delay_seconds": 60, "health.startup_timeout_seconds": 3600,
+        "health.max_failures": 3, "health.probe": "http", "health.busy_timeout_seconds": 600,
+        "health.startup_delay_seconds": 60, "health.startup_timeout_seconds": 3600, "health.startup_stall_seconds": 120,
         "RestartSec": 10, "StartLimitIntervalSec": 300, "StartLimitBurst": 5,
         # The backend's own.
         "Restart": "always", "TasksMax": 4096,
@@ -72,7 +74,7 @@ def test_names_are_the_options_or_systemds() -> None:
 def test_what_needs_no_restart() -> None:
     assert {name for name, row in SETTINGS.items() if row.live} == {
         "health.enabled", "health.interval_seconds", "health.timeout_seconds", "health.max_failures",
-        "health.startup_delay_seconds",
+        "health.startup_delay_seconds", "health.probe", "health.busy_timeout_seconds",
     }  # fmt: skip
 
 
@@ -403,7 +405,7 @@ def test_only_what_was_asked_for_is_held_against_the_machine(monkeypatch: pytest
 @pytest.mark.parametrize(("host", "open_"), [("0.0.0.0", True), ("::", True), ("192.168.0.2", True), ("127.0.0.9", False), ("::1", False),
                                              ("localhost", False)])  # fmt: skip
 def test_a_server_that_anybody_reaches(host: str, open_: bool) -> None:
-    assert any("anybody" in warning for warning in warnings_of(spec_of(host=host), BACKENDS["vllm"], [], ())) is open_
+    assert any("anybody" in warning for warning in secrets_warnings(spec_of(host=host), "API_KEY", ())) is open_
 
 
 # -------------------------------------------------------------------------------------------------------- registration
@@ -641,6 +643,8 @@ def test_judge(state: dict[str, Any], told: str, reason: str) -> None:
         (HealthState(run="a", failures=1, reason="timed out"), "degraded", "timed out (1 of 3 failed probes in a row)"),
         (HealthState(run="a", failures=3, reason="timed out"), "unhealthy", "timed out"),
         (HealthState(run="b", failures=3, reason="of another run"), "ready", ""),
+        (HealthState(run="a", failures=1, busy=True, reason="timed out, but works"), "busy", "timed out, but works"),
+        (HealthState(run="b", busy=True, reason="of another run"), "ready", ""),
     ],
 )
 def test_judge_with_probes(health: HealthState, told: str, reason: str) -> None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from cortexd.errors import StoreFailed
 from cortexd.events import Event, Priority
-from cortexd.store import EventQuery, Store, database
+from cortexd.store import EventQuery, Intent, Store, database
 from cortexd.store.schema import MIGRATIONS, VERSION
 from tests.support.wait import aio_until
 
@@ -107,7 +107,9 @@ async def test_a_newer_version_is_left_alone(path: Path) -> None:
     await (await Store.open(path)).close()
     look(path, f"PRAGMA user_version={VERSION + 1}")
     before = path.read_bytes()
-    with pytest.raises(StoreFailed, match=f"is of version {VERSION + 1}, .* install the newer cortexd again, or move"):
+    with pytest.raises(
+        StoreFailed, match=f"is of version {VERSION + 1}, .* install the newer cortexd again, or move the file"
+    ):
         await Store.open(path)
     assert path.read_bytes() == before
 
@@ -115,10 +117,6 @@ async def test_a_newer_version_is_left_alone(path: Path) -> None:
 def _threads() -> set[str]:
     """SQLite's; asyncio's own pool may grow."""
     return {t.name for t in threading.enumerate() if not t.name.startswith("asyncio")}
-
-
-def _garbage(path: Path) -> None:
-    path.write_bytes(b"this is no database" * 1000)
 
 
 def _symlink(path: Path) -> None:
@@ -133,7 +131,6 @@ def _socket(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (_garbage, "is not a database; check the disk, or move the file away"),
         (Path.mkdir, "it is no regular file; check its folder, or move it away"),
         (os.mkfifo, "it is no regular file; check its folder, or move it away"),
         (_socket, "it is no regular file; check its folder, or move it away"),
@@ -150,6 +147,70 @@ async def test_what_is_no_database_is_named_and_kept(path: Path, make: Any, says
     assert str(path) in str(caught.value) and says in str(caught.value)
     assert (path.lstat().st_ino, path.lstat().st_size) == (before.st_ino, before.st_size)
     await aio_until(lambda: _threads() == threads, "no thread left")
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 1000)
+
+
+def _torn(path: Path) -> None:
+    """A real one with a page in the middle overwritten, as a dying disk does."""
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE t (x)")
+        connection.executemany("INSERT INTO t VALUES (?)", [("x" * 500,) for _ in range(200)])
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek(8192)
+        file.write(b"\xff" * 4096)
+
+
+def _cut(path: Path) -> None:
+    """A real one that lost its end."""
+    _torn(path)
+    os.truncate(path, 10_000)
+
+
+@pytest.mark.parametrize("make", [_garbage, _torn, _cut])
+async def test_a_damaged_one_is_kept_aside_and_a_new_one_begun(path: Path, make: Any) -> None:
+    path.parent.mkdir(parents=True)
+    make(path)
+    before = path.read_bytes()
+    store = await Store.open(path, now=lambda: 1_800_000_000.0)
+    await store.save_model("a", {}, event())
+    await store.close()
+    assert store.new and Path(store.set_aside).read_bytes() == before
+    assert Path(store.set_aside).name.startswith("models.db.damaged-2027")
+    again = await Store.open(path)
+    assert not again.new and not again.set_aside and [m.name for m in await again.models()] == ["a"]
+    await again.close()
+
+
+V1 = Path(__file__).parent / "data" / "models-v1.sql"
+
+
+async def test_each_older_version_is_copied_and_migrated(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    with sqlite3.connect(path) as connection:
+        connection.executescript(V1.read_text())
+    connection.close()
+    store = await Store.open(path)
+    assert [(m.name, m.settings) for m in await store.models()] == [
+        ("llama-70b", {"backend": "vllm", "exec": "/opt/vllm/bin/vllm", "gpus": ["0", "1"], "path": "org/llama-70b"}),
+        ("tiny", {"backend": "llamacpp", "exec": "/usr/bin/llama-server", "path": "/models/tiny.gguf", "port": 8001}),
+    ]
+    assert [e.kind for e in await store.events(EventQuery())] == ["registered", "registered", "start", "run", "ready"]
+    assert not store.new
+    await store.close()
+    copy = path.with_name("models.db.v1")
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert look(copy, "PRAGMA user_version") == [(1,)] and len(look(copy, "SELECT * FROM models")) == 2
+    # What a person is told who goes back to the older cortexd.
+    look(path, f"PRAGMA user_version={VERSION + 1}")
+    path.with_name(f"models.db.v{VERSION}").touch()
+    with pytest.raises(
+        StoreFailed, match=rf"go back to the copy .*: rm -f .*; mv .*models\.db\.v{VERSION} .*models\.db"
+    ):
+        await Store.open(path)
 
 
 async def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -357,3 +418,21 @@ async def test_a_commit_that_fails_is_undone(store: Store, monkeypatch: pytest.M
     assert await store.models() == []
     await store.save_model("b", {}, event("b"))
     assert [m.name for m in await store.models()] == ["b"]
+
+
+# -- Intents
+
+
+async def test_an_intent_is_there_until_it_is_ended(store: Store, path: Path) -> None:
+    first = await store.begin(Intent(model="a", kind="unregister", details={"force": True}, actor="me[1]"), event())
+    second = await store.begin(Intent(model="b", kind="restart"), event("b"))
+    again = await Store.open(path)
+    assert await again.unfinished() == [
+        Intent(id=first, model="a", kind="unregister", details={"force": True}, actor="me[1]"),
+        Intent(id=second, model="b", kind="restart"),
+    ]
+    await again.end(first)
+    await again.end(first)
+    assert [i.id for i in await store.unfinished()] == [second]
+    assert [e.model for e in await store.events(EventQuery())] == ["a", "b"]
+    await again.close()

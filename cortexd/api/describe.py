@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from cortexd.backends import Listed
 from cortexd.bus import Variant
+from cortexd.diagnosis.why import Cause
 from cortexd.events import Event
 from cortexd.health.policy import Probe
 from cortexd.manager import ModelView
@@ -20,7 +22,7 @@ def model_properties(view: ModelView) -> dict[str, Any]:
     policy = model.spec.health
     word = "off" if not (policy.enabled and model.endpoint) else "unknown"
     if word == "unknown" and current and health.probed:
-        word = "failing" if health.failures else "healthy"
+        word = "busy" if health.busy else "failing" if health.failures else "healthy"
     return {
         "Name": model.name,
         "Unit": model.unit,
@@ -32,6 +34,7 @@ def model_properties(view: ModelView) -> dict[str, Any]:
         "HealthFailures": health.failures if current else 0,
         "URL": model.url,
         "Settings": settings_values(view),
+        "Secrets": list(model.definition.secrets.names),
         "RestartNeeded": model.outdated,
         "Warnings": list(model.warnings),
         "LoadState": unit.load_state,
@@ -63,7 +66,9 @@ def settings_values(view: ModelView) -> dict[str, Variant]:
 def probe_values(view: ModelView, probe: Probe) -> dict[str, Variant]:
     """The outcome of a probe that was asked for, and where the liveness loop stands."""
     model = view.model
-    policy, failures = model.spec.health, model.health.failures
+    current = model.health.run == view.unit.invocation_id
+    policy, failures = model.spec.health, model.health.failures if current else 0
+    history = model.health.history if current else ()
     if not (policy.enabled and model.endpoint):
         coming = "nothing: health checks are off"
     elif view.unit.active_state != "active":
@@ -81,6 +86,34 @@ def probe_values(view: ModelView, probe: Probe) -> dict[str, Variant]:
         "Failures": Variant("u", failures),
         "MaxFailures": Variant("u", policy.max_failures),
         "Next": Variant("s", coming),
+        "History": Variant(
+            "a(tssts)",
+            [(past.time, past.asked, past.outcome.value, int(past.latency * 1e6), past.meaning) for past in history],
+        ),
+    }
+
+
+def backend_values(listed: Listed, executable: str) -> dict[str, Variant]:
+    """One backend, and where its executable is."""
+    backend = listed.backend
+    return {
+        "Name": Variant("s", listed.name),
+        "Description": Variant("s", listed.description),
+        "Source": Variant("s", listed.source),
+        "Executable": Variant("s", executable),
+        "Endpoint": Variant("s", backend.endpoint if backend else ""),
+        "Quantizations": Variant("as", list(backend.quantizations) if backend else []),
+        "Problem": Variant("s", listed.problem),
+    }
+
+
+def cause_values(cause: Cause) -> dict[str, Variant]:
+    """Why a model does not run."""
+    return {
+        "Cause": Variant("s", cause.cause),
+        "Sentence": Variant("s", cause.sentence),
+        "Remedy": Variant("s", cause.remedy),
+        "Evidence": Variant("a(ss)", list(cause.evidence)),
     }
 
 

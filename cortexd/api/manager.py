@@ -39,9 +39,11 @@ class ManagerObject(Exported):
         }
 
     async def Register(self, call: Call, name: str, settings: dict[str, Any], options: dict[str, Any]) -> list[Any]:
-        given = options_of(options, search_path=str, working_directory=str)
+        given = options_of(options, search_path=str, working_directory=str, api_key=str)
+        if given.get("api_key", "auto") != "auto":  # without the value: it may be a key
+            raise InvalidConfig("api_key: takes only auto; register, then give your own with 'cortexctl secret set'")
         caller = await caller_of(self._bus, call, given)
-        warnings = await self._manager.register(name, settings, caller)
+        warnings = await self._manager.register(name, settings, caller, api_key="api_key" in given)
         return [model_path(name), list(warnings)]
 
     async def Unregister(self, call: Call, name: str, options: dict[str, Any]) -> list[Any]:
@@ -104,6 +106,11 @@ class ManagerObject(Exported):
             for row in SETTINGS.values()
         ]
         return [rows]
+
+    async def ListBackends(self, call: Call, options: dict[str, Any]) -> list[Any]:
+        search_path = options_of(options, search_path=str).get("search_path", "")
+        found = await self._manager.backends(search_path)
+        return [[describe.backend_values(listed, executable) for listed, executable in found]]
 
     async def ListJobs(self, call: Call) -> list[Any]:
         jobs = self._manager.life.jobs.running()

@@ -70,6 +70,15 @@ class ModelObject(Exported):
         needed, warnings = await self._manager.set(self._name, settings, await self._caller(call, given))
         return [needed, list(warnings)]
 
+    async def SetSecret(self, call: Call, key: str, value: bytes, options: dict[str, Any]) -> list[Any]:
+        options_of(options)
+        return [await self._manager.set_secret(self._name, key, bytes(value), await self._caller(call))]
+
+    async def RemoveSecret(self, call: Call, key: str, options: dict[str, Any]) -> list[Any]:
+        options_of(options)
+        await self._manager.remove_secret(self._name, key, await self._caller(call))
+        return []
+
     async def Kill(self, call: Call, signal: str, options: dict[str, Any]) -> list[Any]:
         whom = options_of(options, whom=str).get("whom", "all")
         await self._manager.kill(self._name, signal, whom, await self._caller(call))
@@ -80,11 +89,20 @@ class ModelObject(Exported):
         await self._manager.reset_failed(self._name, await self._caller(call))
         return []
 
+    async def Check(self, call: Call, options: dict[str, Any]) -> list[Any]:
+        options_of(options)
+        found = await self._manager.check(self._name)
+        return [[[f.level.value, f.what, f.value, f.problem, f.remedy] for f in found]]
+
     async def CheckHealth(self, call: Call, options: dict[str, Any]) -> list[Any]:
         options_of(options)
         probe = await self._manager.check_health(self._name)
         view = self._manager.view(self._name)
         return [describe.probe_values(view, probe)]
+
+    async def Why(self, call: Call, options: dict[str, Any]) -> list[Any]:
+        options_of(options)
+        return [describe.cause_values(await self._manager.why(self._name))]
 
     async def GetUnitFiles(self, call: Call) -> list[Any]:
         await self._manager.refresh([self._name])

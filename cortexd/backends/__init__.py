@@ -1,7 +1,12 @@
-"""The backends that cortexd knows; each file is one."""
+"""The backends that cortexd knows: four are built in, a file of code each; others are files of the user's, the system's or
+those that come with cortexd (docs/backends.md)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cortexd.backends import library
 from cortexd.backends.base import Backend, LaunchPlan
 from cortexd.backends.llamacpp import LlamaCpp
 from cortexd.backends.ollama import Ollama
@@ -10,13 +15,59 @@ from cortexd.backends.vllm import Vllm
 from cortexd.errors import InvalidConfig
 from cortexd.scope import Scope
 
-__all__ = ["BACKENDS", "Backend", "LaunchPlan", "backend_of"]
+__all__ = ["BACKENDS", "Backend", "LaunchPlan", "Listed", "backend_of", "list_backends"]
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Vllm(), LlamaCpp(), Ollama(), Tgi())}
 
+_DESCRIPTIONS = {
+    "vllm": "vLLM",
+    "llamacpp": "llama.cpp's llama-server",
+    "ollama": "Ollama",
+    "tgi": "Text Generation Inference",
+}
+
 
 def backend_of(name: str, scope: Scope) -> Backend:
-    """The backend of that name, or InvalidConfig."""
-    if name not in BACKENDS:
-        raise InvalidConfig(f"backend={name!r}: use one of {', '.join(BACKENDS)}")
-    return BACKENDS[name]
+    """The backend of that name, or InvalidConfig. For one of a file it is the same object until the file changes."""
+    found = BACKENDS.get(name) or library.find(name, scope)
+    if found is None:
+        known = ", ".join(dict.fromkeys([*BACKENDS, *(n for n, _ in library.names(scope) if library.possible(n))]))
+        remedy = f"use one of {known}"
+        if library.possible(name):
+            where = " or ".join(str(folder) for folder in library.folders(scope))
+            remedy += f", or put the file {name}{library.SUFFIX} in {where}"
+        raise InvalidConfig(f"backend={name!r}: {remedy}")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A backend as a list shows it."""
+
+    name: str
+    description: str
+    source: str
+    """"built-in", or the file."""
+    backend: Backend | None
+    """None where the file is none that could be used."""
+    problem: str = ""
+
+
+def list_backends(scope: Scope) -> Iterator[Listed]:
+    """All of them, files that cannot be used with what is wrong; blocking."""
+    for name, backend in BACKENDS.items():
+        yield Listed(name, _DESCRIPTIONS[name], "built-in", backend)
+    for name, path in library.names(scope):
+        if name in BACKENDS:
+            problem = f"{path}: {name} is built in and cannot be redefined; give the file another name"
+        elif not library.possible(name):
+            problem = f"{path}: the name must be small letters, digits and . _ - only, 64 at most; rename the file"
+        else:
+            try:
+                custom = library.load(path)
+            except InvalidConfig as e:
+                problem = str(e)
+            else:
+                yield Listed(name, custom.form.description, str(path), custom)
+                continue
+        yield Listed(name, "", str(path), None, problem)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cortexd.errors import InvalidConfig
-from cortexd.kinds import Value
+from cortexd.kinds import Value, redacted
 from cortexd.model import ModelSpec
 from cortexd.scope import Scope
 
@@ -28,6 +28,9 @@ class EngineProbe:
     """For a POST."""
     body: str
     """JSON."""
+    asleep: tuple[str, str] | None = None
+    """Where a server that can sleep says whether it does: a path for a GET, and a regular expression that is found in
+    the answer if so. One that cannot sleep has none, or answers 404."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class LaunchPlan:
     reads: tuple[Path, ...] = ()
     """Files and folders of the model's that it must see, wherever they lie."""
     kill_signal: str = "SIGTERM"
+    kill_mode: str = "mixed"
+    """Who gets the signal (systemd.kill(5)): the main process, or with `control-group` its workers, too."""
     stop_seconds: int = 20
     """From the signal to SIGKILL."""
     success_exit_status: tuple[str, ...] = field(default=())
@@ -74,16 +79,26 @@ class Backend(ABC):
     """Names to look for on PATH, best first."""
     endpoint: ClassVar[str]
     """Health endpoint: an HTTP path that answers 2xx when the server is ready."""
+    healthy: ClassVar[str] = ""
+    """A regular expression for all of what a well server answers there; empty where its status alone tells."""
     quantizations: ClassVar[tuple[str, ...]] = ()
     tasks_max: ClassVar[int] = 512
     restart: ClassVar[str] = "on-failure"
     takes_extra_args: ClassVar[bool] = True
     owned: ClassVar[Mapping[str, str]] = {}
     """Arguments that a setting gives, and the setting: in extra_args they would contradict it."""
+    secret_flags: ClassVar[Mapping[str, str]] = {}
+    """Arguments that carry a secret, and the variable from which the server reads it as well: an argument list is public."""
+    owned_variables: ClassVar[Mapping[str, str]] = {"CUDA_VISIBLE_DEVICES": "gpus", "HIP_VISIBLE_DEVICES": "gpus"}
+    """Variables that a setting gives, and the setting: in env they would contradict it."""
     note: ClassVar[str] = ""
     """What every model of this backend should warn of."""
     splits: ClassVar[bool] = True
     """Whether tensor_parallel means anything to it."""
+    version: ClassVar[tuple[str, ...]] = ()
+    """Arguments with which its executable says its version and ends with 0; empty where it is not asked."""
+    folder_has: ClassVar[tuple[str, ...]] = ()
+    """Of these files a model's folder must have one."""
 
     def defaults(self, gpus: int) -> dict[str, Value]:
         """Settings whose default is the backend's, for a model on that many GPUs."""
@@ -101,6 +116,10 @@ class Backend(ABC):
         """What to say where `find` found nothing."""
         return f"exec: no {' or '.join(self.executables)} on your PATH; install {self.name}, or give --exec FILE"
 
+    def check_reference(self, path: str) -> None:
+        """Refuse a path that is neither a local one nor a reference as this backend's hub writes them: InvalidConfig."""
+        check_reference(path)
+
     def check(self, spec: ModelSpec) -> None:
         """Refuse settings that this backend cannot serve: InvalidConfig naming setting, value and remedy."""
         if spec.quantization and spec.quantization not in self.quantizations:
@@ -115,10 +134,31 @@ class Backend(ABC):
         if spec.tensor_parallel > 1 and not self.splits:
             raise InvalidConfig(f"tensor_parallel={spec.tensor_parallel}: {self.name} has no such option; leave it out")
         if spec.extra_args and not self.takes_extra_args:
-            raise InvalidConfig(f"extra_args={spec.extra_args!r}: {self.name} takes no arguments; leave it out")
+            raise InvalidConfig(
+                f"extra_args={redacted(spec.extra_args)!r}: {self.name} takes no arguments; leave it out"
+            )
         for word in extra(spec):
-            if setting := self.owned.get(word.partition("=")[0]):
+            if variable := self.secret_flags.get(flag_of(word)):
+                raise InvalidConfig(
+                    f"extra_args={flag_of(word)!r}: would show a secret to everybody on this machine; use "
+                    f"'cortexctl secret set {spec.name} {variable}'"
+                )
+            if setting := self.owned.get(flag_of(word)):
                 raise InvalidConfig(f"extra_args={word!r}: is given by a setting; use {setting}=")
+
+    def check_env(self, spec: ModelSpec, plan: LaunchPlan) -> None:
+        """Refuse variables of the caller's that would contradict the plan: InvalidConfig naming the variable and the remedy."""
+        for assignment in spec.env:
+            name, _, value = assignment.partition("=")
+            setting = self.owned_variables.get(name)
+            if setting and value != plan.environment.get(name):
+                raise InvalidConfig(f"env={name!r}: is given by a setting; use {setting}=")
+            if name in plan.unset_environment and name != plan.api_key:
+                raise InvalidConfig(f"env={name!r}: {self.name} takes it for an option; use a setting, or extra_args")
+
+    def version_command(self, spec: ModelSpec) -> tuple[str, ...]:
+        """What to run to see that its executable works, or nothing."""
+        return (spec.exec, *self.version) if self.version else ()
 
     @abstractmethod
     def plan(self, spec: ModelSpec, scope: Scope) -> LaunchPlan:
@@ -155,6 +195,12 @@ def path_environment(spec: ModelSpec) -> dict[str, str]:
     if ":" in folder or folder in _SYSTEM_PATH.split(":"):
         return {}
     return {"PATH": f"{folder}:{_SYSTEM_PATH}"}
+
+
+def flag_of(word: str) -> str:
+    """The option that an argument names, as its program's manual spells it: vLLM and llama.cpp take --a_b for --a-b."""
+    flag = word.partition("=")[0]
+    return flag.replace("_", "-") if flag.startswith("--") else flag
 
 
 def extra(spec: ModelSpec) -> list[str]:

@@ -1,5 +1,5 @@
 """Configuration and audit log in SQLite."""
 
-from cortexd.store.database import EventQuery, Store, StoredModel
+from cortexd.store.database import EventQuery, Intent, Store, StoredModel
 
-__all__ = ["EventQuery", "Store", "StoredModel"]
+__all__ = ["EventQuery", "Intent", "Store", "StoredModel"]

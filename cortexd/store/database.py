@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
-import os
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,10 @@ import aiosqlite
 from cortexd.errors import StoreFailed
 from cortexd.events import Event, Priority
 from cortexd.kinds import Value
+from cortexd.store import files
 from cortexd.store.schema import MIGRATIONS, VERSION
+
+log = logging.getLogger(__name__)
 
 EVENTS_PER_MODEL = 2000
 EVENTS_IN_ALL = 100_000
@@ -34,6 +36,17 @@ class StoredModel:
 
     name: str
     settings: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intent:
+    """Something of several steps that was begun: written before the first, gone after the last."""
+
+    model: str
+    kind: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    actor: str = ""
+    id: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +66,10 @@ class Store:
         self._connection = connection
         self._path = path
         self._now = now
+        self.new = False
+        """The file was not there, or could not be read: nothing that was registered is in it."""
+        self.set_aside = ""
+        """Where a file that could not be read was moved to; empty where there was none."""
         self._writer = asyncio.Lock()
         self._unpruned: list[str] = []
         self.on_event: Callable[[Event], None] = lambda event: None
@@ -60,9 +77,23 @@ class Store:
 
     @classmethod
     async def open(cls, path: Path, *, now: Callable[[], float] = time.time) -> Store:
-        """Open or create the database at `path`; its folder becomes 0700, the file 0600."""
+        """Open or create the database at `path`; its folder becomes 0700, the file 0600. One that is damaged is kept
+        aside, and a new one takes its place."""
         try:
-            await asyncio.to_thread(_prepare, path)
+            return await cls._open(path, now)
+        except StoreFailed as e:
+            if not files.is_damaged(e.__cause__):
+                raise
+            kept = await asyncio.to_thread(files.set_aside, path, now())
+            log.error("%s; it is kept as %s, and a new one is begun", e, kept)
+        self = await cls._open(path, now)
+        self.set_aside = str(kept)
+        return self
+
+    @classmethod
+    async def _open(cls, path: Path, now: Callable[[], float]) -> Store:
+        try:
+            await asyncio.to_thread(files.prepare, path)
             connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
         except OSError as e:
             reason = e.strerror or str(e)
@@ -72,6 +103,9 @@ class Store:
         self = cls(connection, path, now)
         try:
             with self._errors():
+                (found,) = await self._row("PRAGMA quick_check(1)")
+                if found != "ok":
+                    raise files.Damaged(found)
                 for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                     await connection.execute(f"PRAGMA {pragma}")
                 await self._migrate()
@@ -94,8 +128,11 @@ class Store:
         if version > VERSION:
             raise StoreFailed(
                 f"{self._path} is of version {version}, and this cortexd knows {VERSION}; "
-                "install the newer cortexd again, or move the file away"
+                f"install the newer cortexd again, or {files.restore_command(self._path, VERSION)}"
             )
+        self.new = version == 0
+        if 0 < version < VERSION:
+            await asyncio.to_thread(files.copy, self._path, version)
         for step in range(version, VERSION):
             async with self._transaction():
                 for statement in MIGRATIONS[step]:
@@ -150,6 +187,38 @@ class Store:
         async with self._transaction():
             await self._insert(event)
         self.on_event(event)
+
+    async def begin(self, intent: Intent, event: Event) -> int:
+        """Write down what is about to be done, with the event that says who asked; returns the intent's id."""
+        async with self._transaction() as connection:
+            cursor = await connection.execute(
+                "INSERT INTO intents (time, model, kind, details, actor) VALUES (?, ?, ?, ?, ?)",
+                (
+                    int(self._now() * 1e6),
+                    intent.model,
+                    intent.kind,
+                    json.dumps(intent.details, sort_keys=True),
+                    intent.actor,
+                ),
+            )
+            await self._insert(event)
+        self.on_event(event)
+        return int(cursor.lastrowid or 0)
+
+    async def end(self, intent: int) -> None:
+        """It is done, or undone."""
+        async with self._transaction() as connection:
+            await connection.execute("DELETE FROM intents WHERE id = ?", (intent,))
+
+    async def unfinished(self) -> list[Intent]:
+        """What a daemon that was killed had begun, oldest first."""
+        with self._errors():
+            rows = await self._connection.execute_fetchall(
+                "SELECT id, model, kind, details, actor FROM intents ORDER BY id"
+            )
+        return [
+            Intent(id=row[0], model=row[1], kind=row[2], details=_settings(row[3]) or {}, actor=row[4]) for row in rows
+        ]
 
     async def _insert(self, event: Event) -> None:
         await self._connection.execute(
@@ -210,17 +279,6 @@ class Store:
         ]
 
 
-def _prepare(path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.parent.chmod(0o700)
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise OSError(errno.EINVAL, "it is no regular file")
-    # SQLite gives its side files (-wal, -shm) the mode of the database. O_NONBLOCK: a FIFO there must not stop us.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-    os.fchmod(descriptor, 0o600)
-    os.close(descriptor)
-
-
 def _settings(text: str) -> Mapping[str, Any] | None:
     try:
         settings = json.loads(text)
@@ -231,7 +289,7 @@ def _settings(text: str) -> Mapping[str, Any] | None:
 
 def _remedy(error: Exception) -> str:
     name = getattr(error, "sqlite_errorname", "")
-    if name.startswith("SQLITE_BUSY"):
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return "another program keeps it locked; end that program"
     return "the disk is full" if name == "SQLITE_FULL" else "check the disk, or move the file away"
 

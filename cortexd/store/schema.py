@@ -24,6 +24,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) STRICT""",
         "CREATE INDEX events_of_model ON events (model, id)",
     ),
+    (
+        # What was begun and has several steps; a row is there from before the first until after the last.
+        """CREATE TABLE intents (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            time INTEGER NOT NULL,
+            model TEXT NOT NULL,
+            kind TEXT NOT NULL,
+            details TEXT NOT NULL,
+            actor TEXT NOT NULL
+        ) STRICT""",
+    ),
 )
 
 VERSION = len(MIGRATIONS)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cortexd.bus import Bus, BusError, Signal
 from cortexd.errors import CortexError, SystemdUnavailable, UnitFailed
+from cortexd.names import CHECK_PREFIX
 from cortexd.systemd import wire
 from cortexd.systemd.cgroup import mount_point, read_usage
 from cortexd.systemd.jobs import Job, JobTable, Kind, result_by_state
@@ -133,7 +134,7 @@ class SystemdClient:
 
     def _on_job_removed(self, signal: Signal) -> None:
         _, path, unit, result = signal.body
-        if wire.is_ours(unit) and (job := self._jobs.removed(path, unit)):
+        if (wire.is_ours(unit) or unit.startswith(CHECK_PREFIX)) and (job := self._jobs.removed(path, unit)):
             self._spawn(self._end(job, result))
 
     async def _end(self, job: Job, result: str) -> None:

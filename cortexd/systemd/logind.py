@@ -1,17 +1,19 @@
-"""logind, for lingering alone (org.freedesktop.login1(5)).
+"""logind, for lingering and for the machine's sleep (org.freedesktop.login1(5)).
 
-Asked rarely, so the connection to the system bus lasts for one question; where there is no system bus nothing is lost.
+Asked rarely, so the connection to the system bus lasts for one question, but for that on which it tells of sleep; where
+there is no system bus nothing is lost.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cortexd.bus import Bus, BusError, BusGone, BusTimeout
+from cortexd.bus import Bus, BusError, BusGone, BusTimeout, Signal
 from cortexd.errors import UnitFailed
 
 DESTINATION = "org.freedesktop.login1"
@@ -20,6 +22,8 @@ MANAGER = DESTINATION + ".Manager"
 NO_SUCH_USER = DESTINATION + ".NoSuchUser"
 TIMEOUT = 5.0
 
+log = logging.getLogger(__name__)
+
 
 class LogindClient:
     """`Logind` (protocol.py) for the user that this process runs as."""
@@ -27,6 +31,27 @@ class LogindClient:
     def __init__(self, address: str) -> None:
         self._address = address
         self._uid = os.getuid()
+        self._listening: Bus | None = None
+
+    async def listen(self, resumed: Callable[[], None]) -> None:
+        """See Logind."""
+
+        def on_signal(signal: Signal) -> None:
+            if signal.body == [False]:
+                resumed()
+
+        rule = f"type='signal',sender='{DESTINATION}',path='{PATH}',interface='{MANAGER}',member='PrepareForSleep'"
+        try:
+            self._listening = await Bus.connect(self._address)
+            await self._listening.subscribe(rule, on_signal)
+        except (BusError, BusGone, BusTimeout) as e:
+            # A gap between the clocks tells of sleep, too, at the next probe.
+            log.info("logind does not tell of sleep: %s", e)
+
+    def close(self) -> None:
+        """See Logind."""
+        if self._listening is not None:
+            self._listening.close()
 
     async def linger(self) -> bool | None:
         """See Logind."""

@@ -144,6 +144,12 @@ class Systemd(Protocol):
 class Logind(Protocol):
     """What cortexd asks of org.freedesktop.login1, on the system bus."""
 
+    async def listen(self, resumed: Callable[[], None]) -> None:
+        """Call `resumed` from the event loop whenever the machine has slept; where logind cannot be heard, never."""
+
+    def close(self) -> None:
+        """Stop listening."""
+
     async def linger(self) -> bool | None:
         """Whether the user lingers; None where logind does not answer."""
 

@@ -69,6 +69,15 @@ def inspect(path: Path, wanted: str | None = None) -> FileState:
     return FileState.CURRENT if wanted is None or text == wanted else FileState.OUTDATED
 
 
+def read(path: Path) -> str:
+    """The text of a unit file, whosever it is; empty where there is none that could be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_SIZE).decode("utf-8", "replace") if path.is_file() else ""
+    except OSError:
+        return ""
+
+
 def check_writable(path: Path) -> None:
     """Raise UnitConflict if a file at `path` is not ours to write."""
     state = inspect(path)

@@ -33,6 +33,13 @@ def path(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + '"'
 
 
+def file_pattern(value: str) -> str:
+    """The path of EnvironmentFile=, which is not unquoted but is a pattern (glob(7)). Raises InvalidConfig."""
+    if re.search(r"[\x00-\x1f\x7f]", value):
+        raise InvalidConfig(f"path {value!r}: has a control character, which a unit cannot name; rename it")
+    return re.sub(r"[\\*?\[\]]", lambda match: "\\" + match[0], value).replace("%", "%%")
+
+
 def instance_of_path(value: str) -> str:
     """A path as the instance of a template unit (systemd-escape --path; a template gets it back as %f)."""
     trimmed = re.sub("/+", "/", value).strip("/")

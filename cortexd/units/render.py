@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +17,18 @@ from cortexd.backends import LaunchPlan
 from cortexd.errors import InvalidConfig
 from cortexd.kinds import size_text
 from cortexd.model import ModelSpec
-from cortexd.names import SLICE
+from cortexd.names import SLICE, hint_folder
 from cortexd.scope import Scope
 from cortexd.units import quoting
+from cortexd.waiter.watch import GRACE
 
 FOLDER_TEMPLATE = "cortexd-mkdir@.service"
 """The unit that makes a folder before a model starts; a model's own sandbox may not."""
 
-_TMP = (Path("/tmp"), Path("/var/tmp"))
-_START_GRACE = 30  # seconds that the waiter has after its own deadline to say why
+HINT_FILE = "seen"
+"""In names.hint_folder: cortexd touches it when it sees a model's server get on with its start."""
+
+_TMP = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
 _MAX_UNIT_NAME = 255
 _MAX_LINKS = 40
 
@@ -37,6 +40,7 @@ class Tools:
     python: str
     """The interpreter that runs the waiter; not a virtual environment's link, which may go away."""
     waiter: str
+    """The file that it runs; it needs those beside it."""
     env: str
     mkdir: str
 
@@ -51,12 +55,13 @@ def probe_address(host: str) -> str:
     return str(address)
 
 
-def render_unit(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> str:
-    """The unit's text, without the marker line."""
+def render_unit(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools, secrets: Collection[str] = ()) -> str:
+    """The unit's text, without the marker line. `secrets`: the names of the variables in the model's file of secrets."""
     sections = {
         "Unit": [*_unit_section(spec, plan)],
         "Service": [
             *_service(spec, plan, tools),
+            *_environment(spec, plan, scope, secrets),
             "",
             "# Resource limits",
             *_limits(spec),
@@ -114,13 +119,9 @@ def _service(spec: ModelSpec, plan: LaunchPlan, tools: Tools) -> Iterator[str]:
     yield "Type=exec"  # a missing executable fails the start job; Type=simple would call it started
     yield f"Slice={SLICE}"
     yield "ExecStart=:" + " ".join(map(quoting.word, plan.argv))
-    yield from _readiness(spec, tools)
-    for name, value in plan.environment.items():
-        yield "Environment=" + quoting.word(f"{name}={value}")
-    if plan.unset_environment:
-        yield "UnsetEnvironment=" + " ".join(plan.unset_environment)
+    yield from _readiness(spec, plan, tools)
     yield f"KillSignal={plan.kill_signal}"
-    yield "KillMode=mixed"  # SIGKILL for the whole group after it: workers left behind would keep the GPU
+    yield f"KillMode={plan.kill_mode}"  # SIGKILL for the whole group after it: workers left behind would keep the GPU
     yield f"TimeoutStopSec={plan.stop_seconds}"
     # The signals are for the waiter: one that is stopped before it can catch them would leave the unit failed.
     yield "SuccessExitStatus=" + " ".join(("SIGTERM", "SIGINT", *plan.success_exit_status))
@@ -132,7 +133,19 @@ def _service(spec: ModelSpec, plan: LaunchPlan, tools: Tools) -> Iterator[str]:
     yield f"SyslogIdentifier=cortex-{spec.name}"
 
 
-def _readiness(spec: ModelSpec, tools: Tools) -> Iterator[str]:
+def _environment(spec: ModelSpec, plan: LaunchPlan, scope: Scope, secrets: Collection[str]) -> Iterator[str]:
+    own = dict(assignment.split("=", 1) for assignment in spec.env)
+    for name, value in {**plan.environment, **own}.items():
+        yield "Environment=" + quoting.word(f"{name}={value}")
+    # Wins over Environment=. Always there, so that a secret needs no other unit; absent, it is passed over.
+    yield f"EnvironmentFile=-{quoting.file_pattern(str(scope.secrets / spec.name / 'environment'))}"
+    # Takes away what the lines above give, too (measured on 252 and 257).
+    unset = [name for name in plan.unset_environment if name not in own and name not in secrets]
+    if unset:
+        yield "UnsetEnvironment=" + " ".join(unset)
+
+
+def _readiness(spec: ModelSpec, plan: LaunchPlan, tools: Tools) -> Iterator[str]:
     """The start job ends when the server is ready: for systemctl, at boot and while cortexd is dead, too."""
     if not spec.health.endpoint:
         return
@@ -140,10 +153,15 @@ def _readiness(spec: ModelSpec, tools: Tools) -> Iterator[str]:
     command = [tools.env, "-i", "NOTIFY_SOCKET=${NOTIFY_SOCKET}", tools.python, "-I", "-S", tools.waiter]
     command += ["--pid", "${MAINPID}", "--address", probe_address(spec.host), "--port", str(spec.port)]
     command += ["--path", spec.health.endpoint, "--timeout", quoting.seconds(spec.health.startup_timeout)]
-    ours = ("NOTIFY_SOCKET=${NOTIFY_SOCKET}", "${MAINPID}")
+    hint = f"%t/{hint_folder(spec.name)}/{HINT_FILE}"
+    command += ["--stall", quoting.seconds(spec.health.startup_stall), "--hint", hint, *plan.load]
+    ours = ("NOTIFY_SOCKET=${NOTIFY_SOCKET}", "${MAINPID}", hint)
     yield "ExecStartPost=" + " ".join(w if w in ours else quoting.expanded_word(w) for w in command)
-    yield "NotifyAccess=exec"  # lets the waiter say how far it is
-    yield f"TimeoutStartSec={quoting.seconds(spec.health.startup_timeout + _START_GRACE)}"
+    yield "NotifyAccess=exec"  # lets the waiter say how far it is, and have systemd wait longer while something moves
+    yield f"TimeoutStartSec={quoting.seconds(spec.health.startup_stall + GRACE)}"
+    # Where cortexd tells the waiter of what is hidden from it. systemd makes it, whoever starts the unit, and removes it.
+    yield f"RuntimeDirectory={hint_folder(spec.name)}"
+    yield "RuntimeDirectoryMode=0700"
 
 
 def _limits(spec: ModelSpec) -> Iterator[str]:
@@ -156,6 +174,19 @@ def _limits(spec: ModelSpec) -> Iterator[str]:
     yield f"TasksMax={limits.tasks_max}"
 
 
+def sandbox_lines(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> list[str]:
+    """The lines of [Service] that make the sandbox, and nothing else: for a unit that tries it."""
+    return [*_sandbox(spec, plan, scope, tools)]
+
+
+def unseen(paths: Iterable[Path], spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> list[Path]:
+    """Those of `paths` (absolute, without links) in whose place the server sees nothing."""
+    shown = [*map(Path, _hidden(spec, plan, scope, tools)), *map(Path, written_folders(spec, plan))]
+    covered = [*_covered(spec, scope), *([scope.runtime] if scope.runtime else [])]
+    closed = [scope.data, scope.unit_folder]
+    return [p for p in paths if _lies_in(p, closed) or (_lies_in(p, covered) and not _lies_in(p, shown))]
+
+
 def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> Iterator[str]:
     hardening = spec.hardening
     yield f"NoNewPrivileges={quoting.boolean(hardening.no_new_privileges)}"
@@ -164,6 +195,8 @@ def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> I
     yield f"ProtectSystem={hardening.protect_system}"
     yield f"ProtectHome={hardening.protect_home}"
     yield f"PrivateTmp={quoting.boolean(hardening.private_tmp)}"
+    if hardening.private_tmp:
+        yield "TemporaryFileSystem=/dev/shm:mode=1777"  # segments of shared memory that a killed server leaves would stay
     yield f"PrivateDevices={quoting.boolean(hardening.private_devices)}"
     yield f"RestrictRealtime={quoting.boolean(hardening.restrict_realtime)}"
     yield f"RestrictSUIDSGID={quoting.boolean(hardening.restrict_suid_sgid)}"
@@ -178,6 +211,8 @@ def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> I
     # The user's bus and manager would start anything outside this sandbox; sd_notify(3) still works.
     yield "TemporaryFileSystem=%t:ro"
     yield "BindReadOnlyPaths=%t/systemd/notify"
+    if spec.health.endpoint:
+        yield f"BindReadOnlyPaths=-%t/{hint_folder(spec.name)}"
     # Another model's settings stand in its unit.
     for ours in (scope.data, scope.unit_folder):
         yield f"InaccessiblePaths=-{quoting.path(str(ours))}"
@@ -202,7 +237,7 @@ def _hidden(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> li
     covered = _covered(spec, scope)
     wanted = [*_program_folders(Path(plan.argv[0]), scope), *(step for path in plan.reads for step in _steps(path))]
     if spec.health.endpoint:
-        wanted += [*_program_folders(Path(tools.python), scope), Path(tools.waiter)]
+        wanted += [*_program_folders(Path(tools.python), scope), Path(tools.waiter).parent]
     paths = [path for path in wanted if _lies_in(path, covered)]
     if spec.hardening.protect_home == "true":
         # systemd puts a folder there in which nothing can be mounted (measured on 252).

@@ -7,9 +7,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from cortexd import waiter
 from cortexd.errors import CortexError
 from cortexd.units.render import Tools
+from cortexd.waiter import program  # here, so that Python keeps it compiled: in a unit it can write nothing
 
 
 def find_tools() -> Tools:
@@ -20,4 +20,5 @@ def find_tools() -> Tools:
             raise CortexError(f"this machine has no {name!r} program in /usr/bin; install coreutils")
     # The interpreter itself: a virtual environment's link may be in a folder that the unit does not see.
     python = os.path.realpath(sys.executable)
-    return Tools(python, str(Path(waiter.__file__).resolve()), str(found["env"]), str(found["mkdir"]))
+    waiter = Path(program.__file__).resolve().with_name("__main__.py")
+    return Tools(python, str(waiter), str(found["env"]), str(found["mkdir"]))

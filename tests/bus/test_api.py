@@ -202,7 +202,7 @@ async def test_what_a_model_says_of_itself(client: Client, house: House) -> None
     found = await client.get_all(model_path("a"), MODEL_INTERFACE)
     expected = {
         "Name": "a", "Unit": unit, "Backend": "llamacpp", "State": "ready", "StateReason": "", "Health": "unknown",
-        "HealthReason": "", "HealthFailures": 0, "URL": "http://127.0.0.1:18011", "Warnings": [],
+        "HealthReason": "", "HealthFailures": 0, "URL": "http://127.0.0.1:18011", "Warnings": [], "Secrets": [],
         "LoadState": "loaded", "ActiveState": "active", "SubState": "running", "Result": "success",
         "UnitFileState": "disabled", "FragmentPath": str(house.path()), "DropInPaths": [],
         "InvocationID": house.unit().invocation_id, "MainPID": house.unit().main_pid, "NRestarts": 0,
@@ -323,6 +323,7 @@ async def test_busctl_and_gdbus_read_it(daemon: Daemon, house: House) -> None:
         (model_path("a"), MODEL_INTERFACE, "Disable", "a{sv}", ({"x": Variant("b", True)},), "InvalidArgs"),
         (model_path("a"), MODEL_INTERFACE, "ResetFailed", "a{sv}", ({"x": Variant("b", True)},), "InvalidArgs"),
         (model_path("a"), MODEL_INTERFACE, "CheckHealth", "a{sv}", ({"x": Variant("b", True)},), "InvalidArgs"),
+        (model_path("a"), MODEL_INTERFACE, "Why", "a{sv}", ({"x": Variant("b", True)},), "InvalidArgs"),
     ],
 )  # fmt: skip
 async def test_what_is_refused_is_refused_by_name(
@@ -668,6 +669,20 @@ async def test_a_probe_that_is_asked_for(client: Client, house: House) -> None:
     assert "2 more failed probes" in found["Next"]
 
 
+async def test_why(client: Client, house: House) -> None:
+    unit = await house.register()
+    found = await client.model("a", "Why", "a{sv}", {})
+    assert found == {
+        "Cause": "never-started", "Sentence": "it has never been started", "Remedy": "'cortexctl start a' starts it", "Evidence": [],
+    }  # fmt: skip
+    house.systemd.behave(unit, start="failed")
+    path = await client.model("a", "Start", "a{sv}", {})
+    await client.refused(path, JOB_INTERFACE, "Wait", "a{sv}", {})
+    found = await client.model("a", "Why", "a{sv}", {})
+    assert (found["Cause"], found["Sentence"]) == ("unknown", "the server exited with status 1")
+    assert [tuple(row) for row in found["Evidence"]][:2] == [("Result", "exit-code"), ("Exit", "status 1")]
+
+
 async def test_unit_files(client: Client, house: House) -> None:
     await house.register()
     drop_in = house.scope.unit_folder / "cortex-a.service.d" / "x.conf"
@@ -686,6 +701,20 @@ async def test_settings_are_listed(client: Client) -> None:
     rows = {row[0]: row[1:] for row in found}
     assert rows["memory"][1:3] == ["32G", "restart"] and rows["health.max_failures"][1:3] == ["3", "none"]
     assert rows["TasksMax"][1] == "" and all(row[0] and row[3] for row in rows.values())
+
+
+async def test_backends_are_listed(client: Client, house: House) -> None:
+    folder = house.scope.backend_folders[0]
+    folder.mkdir(parents=True)
+    (folder / "bad.toml").write_text("x")
+    found = await client.manager("ListBackends", "a{sv}", {"search_path": Variant("s", str(house.server.parent))})
+    keys = {"Name", "Description", "Source", "Executable", "Endpoint", "Quantizations", "Problem"}
+    assert all(set(row) == keys for row in found)
+    rows = {row["Name"]: row for row in found}
+    assert list(rows) == ["vllm", "llamacpp", "ollama", "tgi", "bad", "llamafile", "sglang", "tei", "whisper"]
+    assert (rows["llamacpp"]["Executable"], rows["llamacpp"]["Source"]) == (str(house.server), "built-in")
+    assert "awq" in rows["sglang"]["Quantizations"] and rows["tei"]["Description"] == "Text Embeddings Inference"
+    assert rows["bad"]["Source"] == str(folder / "bad.toml") and "no TOML" in rows["bad"]["Problem"]
 
 
 async def test_log_level(client: Client) -> None:

@@ -14,6 +14,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "port": ("t", 8080),
     "host": ("s", "127.0.0.1"),
     "gpus": ("as", []),
+    "env": ("as", []),
     "memory": ("t", 32 * 1024**3),
     "MemoryHigh": ("t", 28 * 1024**3),
     "cpu": ("d", 4.0),
@@ -36,6 +37,7 @@ def model(name: str, **changes: Any) -> dict[str, Any]:
         "HealthFailures": 0,
         "URL": "http://127.0.0.1:8080",
         "Settings": dict(SETTINGS),
+        "Secrets": [],
         "RestartNeeded": False,
         "Warnings": [],
         "LoadState": "loaded",
@@ -70,9 +72,35 @@ def health(**changes: Any) -> dict[str, tuple[str, Any]]:
         "Failures": 0,
         "MaxFailures": 3,
         "Next": "",
+        "History": [(1_700_000_000_000_000, "http", "ok", 3200, "ok")],
     }
-    types = {"Healthy": "b", "LatencyUSec": "t", "Failures": "u", "MaxFailures": "u"}
+    types = {"Healthy": "b", "LatencyUSec": "t", "Failures": "u", "MaxFailures": "u", "History": "a(tssts)"}
     return {key: (types.get(key, "s"), value) for key, value in {**values, **changes}.items()}
+
+
+def backend(name: str, **changes: Any) -> dict[str, tuple[str, Any]]:
+    """One of ListBackends: built in, on no PATH, and whatever the test wants different."""
+    values = {
+        "Name": name,
+        "Description": f"what {name} is",
+        "Source": "built-in",
+        "Executable": "",
+        "Endpoint": "/health",
+        "Quantizations": [],
+        "Problem": "",
+    }
+    return {key: ("as" if key == "Quantizations" else "s", value) for key, value in {**values, **changes}.items()}
+
+
+def cause(**changes: Any) -> dict[str, tuple[str, Any]]:
+    """Why's answer: a port that is taken, and whatever the test wants different."""
+    values = {
+        "Cause": "port-in-use",
+        "Sentence": "port 8080 is taken by another program",
+        "Remedy": "stop it, or 'cortexctl set a port=auto'",
+        "Evidence": [("Result", "exit-code"), ("Restarts", "3"), ("Log", "bind: address already in use")],
+    }
+    return {key: ("a(ss)" if key == "Evidence" else "s", value) for key, value in {**values, **changes}.items()}
 
 
 def event(number: int, **changes: Any) -> dict[str, tuple[str, Any]]:

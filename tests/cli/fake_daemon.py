@@ -17,7 +17,7 @@ from jeepney import DBusAddress, new_signal
 
 from cortexd.names import BUS_NAME, JOB_PREFIX, MANAGER_INTERFACE, MODEL_INTERFACE, ROOT_PATH, model_path
 from cortexd.version import VERSION
-from tests.cli.canned import SETTINGS, event, health, model
+from tests.cli.canned import SETTINGS, backend, cause, event, health, model
 from tests.cli.service import Asked, Refusal, Service
 
 XML = Path(__file__).parents[2] / "dbus"
@@ -129,6 +129,9 @@ class FakeDaemon(Service):
     def _do_ListEvents(self, asked: Asked) -> tuple[Any, ...]:
         return ([],)
 
+    def _do_ListBackends(self, asked: Asked) -> tuple[Any, ...]:
+        return ([backend(name) for name in ("vllm", "llamacpp", "ollama", "tgi")],)
+
     def _do_ListSettings(self, asked: Asked) -> tuple[Any, ...]:
         return ([(name, kind, "", "restart", "meaning") for name, (kind, _) in SETTINGS.items()],)
 
@@ -146,7 +149,10 @@ class FakeDaemon(Service):
     def _nothing(self, asked: Asked) -> tuple[Any, ...]:
         return ()
 
-    _do_Disable = _do_Kill = _do_ResetFailed = _nothing
+    _do_Disable = _do_Kill = _do_ResetFailed = _do_RemoveSecret = _nothing
+
+    def _do_SetSecret(self, asked: Asked) -> tuple[Any, ...]:
+        return (False,)
 
     def _do_Set(self, asked: Asked) -> tuple[Any, ...]:
         return False, []
@@ -155,8 +161,14 @@ class FakeDaemon(Service):
         name = next(name for name in self.models if model_path(name) == asked.path)
         return ([(self.models[name]["FragmentPath"], "[Service]\nExecStart=/bin/true\n")],)
 
+    def _do_Check(self, asked: Asked) -> tuple[Any, ...]:
+        return ([],)
+
     def _do_CheckHealth(self, asked: Asked) -> tuple[Any, ...]:
         return (health(),)
+
+    def _do_Why(self, asked: Asked) -> tuple[Any, ...]:
+        return (cause(),)
 
 
 def main() -> None:

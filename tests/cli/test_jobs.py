@@ -102,9 +102,9 @@ def test_a_failed_job_names_the_cause_and_the_next_command(cli: Cli, two: FakeDa
     assert done.returncode == 1
     assert done.stdout.startswith("b is ready"), "the other one is waited for and reported"
     sentence = "Job for a failed because the server exited with status 1."
-    assert done.stderr == f"cortexctl: {sentence} See 'cortexctl status a' and 'cortexctl logs a'.\n"
+    assert done.stderr == f"cortexctl: {sentence} See 'cortexctl why a' and 'cortexctl logs a'.\n"
     cli.program = "cortex-model"
-    assert "See 'cortex-model status a' and 'cortex-model logs a'." in cli.run("start", "a").stderr
+    assert "See 'cortex-model why a' and 'cortex-model logs a'." in cli.run("start", "a").stderr
 
 
 def test_a_failed_job_in_json(cli: Cli, two: FakeDaemon) -> None:
@@ -203,7 +203,7 @@ def test_wait_is_over_at_once_when_the_model_is_ready(cli: Cli, fake: FakeDaemon
 @pytest.mark.parametrize("state", ["stopped", "failed"])
 def test_wait_fails_at_once_when_it_cannot_be(cli: Cli, fake: FakeDaemon, state: str) -> None:
     fake.add(model("a", State=state, StateReason="for a reason"))
-    verb = "start" if state == "stopped" else "status"
+    verb = "start" if state == "stopped" else "why"
     assert cli.fails("wait", "a") == f"a is {state}: for a reason; see 'cortexctl {verb} a'"
 
 
@@ -232,7 +232,7 @@ def test_wait_ends_when_one_fails(cli: Cli, fake: FakeDaemon) -> None:
         _, errors = process.communicate()
     assert (process.returncode, errors) == (
         1,
-        "cortexctl: a is failed: exited with status 1; see 'cortexctl status a'\n",
+        "cortexctl: a is failed: exited with status 1; see 'cortexctl why a'\n",
     )
 
 

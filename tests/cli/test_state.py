@@ -128,7 +128,7 @@ def test_status_of_a_model(cli: Cli, fake: FakeDaemon) -> None:
         "     Tasks: 75 (limit: 512)",
         "        IO: not available: the control group has no io controller",
         "    CGroup: /c/a",
-        "   Changed: settings were changed since it was started; restart it to use them",
+        "   Changed: settings or secrets were changed since it was started; restart it to use them",
         "   Warning: the unit file was edited by hand",
     ]
 

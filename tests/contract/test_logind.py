@@ -11,6 +11,7 @@ import pytest
 from cortexd.bus import Bus, Call, Variant
 from cortexd.errors import UnitFailed
 from cortexd.systemd.logind import LogindClient
+from tests.support.wait import aio_until
 
 
 class FakeLogind:
@@ -86,3 +87,27 @@ async def test_no_system_bus() -> None:
     assert await client.linger() is None
     with pytest.raises(UnitFailed, match="loginctl enable-linger"):
         await client.set_linger(True)
+
+
+async def test_the_end_of_a_sleep_is_told(private_bus: str) -> None:
+    """Its begin is not, nor what anybody but logind says."""
+    told: list[bool] = []
+    real, other = await Bus.connect(private_bus), await Bus.connect(private_bus)
+    assert await real.request_name("org.freedesktop.login1")
+    client = LogindClient(private_bus)
+    await client.listen(lambda: told.append(True))
+    sleep = ("/org/freedesktop/login1", "org.freedesktop.login1.Manager", "PrepareForSleep", "b")
+    other.emit(*sleep, [False])
+    await other.call("org.freedesktop.DBus", "/", "org.freedesktop.DBus", "GetId")
+    for starts in (True, False, True, False):
+        real.emit(*sleep, [starts])
+    await aio_until(lambda: len(told) >= 2, "two resumes")
+    assert len(told) == 2
+    for bus in (client, real, other):
+        bus.close()
+
+
+async def test_without_a_system_bus_nobody_tells_of_sleep() -> None:
+    client = LogindClient("unix:path=/nonexistent/bus")
+    await client.listen(lambda: None)
+    client.close()

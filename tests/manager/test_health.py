@@ -6,7 +6,7 @@ import asyncio
 import signal
 
 from cortexd.events import Priority
-from cortexd.health.policy import Decision, HealthState, Outcome
+from cortexd.health.policy import Change, Decision, HealthState, Outcome, Verdict
 from cortexd.states import State
 from tests.manager.steps import (
     QUICK,
@@ -66,7 +66,8 @@ async def test_a_run_that_is_over_is_not_killed(house: House) -> None:
     condemned = HealthState(run=house.unit().invocation_id, failures=3, reason="no answer")
     await (await house.restart()).wait()
     run = house.unit().invocation_id
-    await house.manager._observer._on_probe("a", HealthState(run=condemned.run), condemned, Decision.RESTART)
+    verdict = Verdict(condemned, Decision.RESTART, (Change.CONDEMNED,))
+    await house.manager._observer._on_probe("a", HealthState(run=condemned.run), verdict)
     assert house.asked("Kill") == []
     await house.manager._observer._condemn(model, condemned)
     assert house.asked("Kill") == [("Kill", condemned.run, "9")]

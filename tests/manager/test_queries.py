@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cortexd import journal, observer
+from cortexd import journal
+from cortexd.diagnosis import diagnoser
 from cortexd.errors import (
     Busy,
     JobFailed,
@@ -137,7 +138,7 @@ async def test_a_hundred_failures_at_once_read_the_journal_a_few_at_a_time(
         house.systemd.crash(unit)
     await asyncio.gather(*(house.until_event("failed", f"m{number}") for number in range(30)))
     await aio_until(lambda: most and not at_once, "every log")
-    assert most == observer._SAVING
+    assert most == diagnoser.SAVING
 
 
 def test_the_fake_is_a_systemd() -> None:

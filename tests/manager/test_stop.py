@@ -14,9 +14,11 @@ from cortexd.events import Priority
 from cortexd.jobs import JobState
 from cortexd.registration import Caller
 from cortexd.states import State
+from cortexd.systemd.fake_units import CLD_EXITED
 from tests.manager.steps import (
     PHASES,
     failed,
+    ready,
     restarting,
     starting,
 )
@@ -67,6 +69,26 @@ async def test_a_stop_in_every_phase_ends_stopped_never_failed(house: House, pha
     if phase is not failed:
         assert "failed" not in kinds
     assert list((house.scope.logs / "a").glob("*.log")) == [] or phase in (failed, restarting)
+
+
+@pytest.mark.parametrize(
+    ("phase", "warnings"), [(starting, []), (ready, ["it did not end cleanly: the server exited with status 1"])]
+)
+async def test_the_exit_status_of_a_server_that_was_interrupted_while_it_loaded(
+    house: House, phase: Any, warnings: list[str]
+) -> None:
+    """vLLM's is 1 then: one of its processes is always the first to end, and the others say that they miss it."""
+    unit = await house.register()
+    await phase(house, unit)
+    house.systemd.behave(unit, stop="hang")
+    job = await house.stop()
+    await house.until(State.STOPPING)
+    await aio_until(lambda: house.systemd._units.unit(unit).job, "systemd's job")
+    house.systemd.crash(unit, code=CLD_EXITED, status=1)
+    assert await job.wait() == warnings
+    assert (house.state(), house.unit().active_state) == (State.STOPPED, "inactive")
+    last = (await house.events())[-1]
+    assert last.kind == ("stop-unclean" if warnings else "stopped") and last.invocation_id
 
 
 async def test_a_stop_that_a_start_supersedes(house: House) -> None:

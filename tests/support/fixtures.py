@@ -49,6 +49,9 @@ def private_bus(tmp_path: Path) -> Iterator[str]:
 class Daemon:
     """A real cortexd on the private user manager, as a process of its own."""
 
+    program = ("-m", "cortexd.app")
+    """What Python runs."""
+
     def __init__(self, log: Path) -> None:
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
@@ -57,7 +60,7 @@ class Daemon:
         """Start it and wait until it owns its name."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cortexd.app", "--debug"],
+                [sys.executable, *self.program, "--debug"],
                 stderr=log, stdout=log, env={**os.environ, **environment}, cwd=lab.PROJECT,
             )  # fmt: skip
         until(self._ready, "cortexd's name on the bus")
@@ -85,8 +88,8 @@ class Daemon:
 
 
 @contextmanager
-def _running(log: Path) -> Iterator[Daemon]:
-    daemon = Daemon(log)
+def _running(log: Path, kind: type[Daemon] = Daemon) -> Iterator[Daemon]:
+    daemon = kind(log)
     daemon.start()
     yield daemon
     if daemon.process is None or daemon.process.poll() is not None:

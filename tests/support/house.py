@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from cortexd import waiter
 from cortexd.events import Event
 from cortexd.health.policy import Outcome, Probe
-from cortexd.health.probe import Prober
+from cortexd.health.probe import Answer, Prober, Server
 from cortexd.jobs import Job
 from cortexd.manager import Manager
 from cortexd.names import unit_name
@@ -23,6 +24,9 @@ from cortexd.systemd.protocol import UnitState
 from cortexd.units.render import Tools
 from tests.support.wait import aio_until
 
+EMPTY_GGUF = b"GGUF" + (3).to_bytes(4, "little") + bytes(16)
+"""A whole GGUF file of version 3, with neither tensors nor metadata."""
+
 ME = Caller("me[1]", search_path="", working_directory="/")
 
 
@@ -32,6 +36,12 @@ class FakeLogind:
     def __init__(self) -> None:
         self.lingers: bool | None = True
         self.asked: list[bool] = []
+
+    async def listen(self, resumed: Callable[[], None]) -> None:
+        self.resumed = resumed
+
+    def close(self) -> None:
+        pass
 
     async def linger(self) -> bool | None:
         return self.lingers
@@ -49,10 +59,16 @@ class FakeProber(Prober):
         self.reason = ""
         self.asked: list[str] = []
 
-    async def probe(self, url: str, timeout: float) -> Probe:
-        self.asked.append(url)
+    async def probe(self, server: Server, timeout: float) -> Probe:
+        self.asked.append(server.url + server.endpoint)
         await asyncio.sleep(0)
         return Probe(outcome=self.outcome, reason=self.reason)
+
+    async def ask(
+        self, server: Server, path: str, timeout: float, *, json: str = "", max_body: int = 0
+    ) -> Answer:
+        self.asked.append(server.url + path)
+        return Answer(404)
 
     async def close(self) -> None:
         pass
@@ -74,10 +90,11 @@ class House:
             data=home / ".cortex",
             cache=home / ".cache",
             search_path="/usr/bin:/bin",
+            backend_folders=(home / ".config" / "cortex" / "backends",),
         )
         self.scope.unit_folder.mkdir(parents=True)
         self.gguf, self.server = folder / "tiny.gguf", folder / "llama-server"
-        self.gguf.write_bytes(b"GGUF")
+        self.gguf.write_bytes(EMPTY_GGUF)
         self.server.write_text("#!/bin/sh\n")
         self.server.chmod(0o755)
         self.systemd = FakeSystemd(self.scope.unit_folder)
@@ -158,8 +175,8 @@ class House:
         return await self.store.events(EventQuery(models=[name], limit=1000))
 
     async def kinds(self, name: str = "a") -> list[str]:
-        """The kinds of its events, in their order."""
-        return [event.kind for event in await self.events(name)]
+        """The kinds of its events, in their order; but for causes, which are found whenever a log was read."""
+        return [event.kind for event in await self.events(name) if event.kind != "cause"]
 
     async def until_event(self, kind: str, name: str = "a") -> Event:
         """Wait for an event."""

@@ -52,7 +52,8 @@ def generate(
     gpus = explicit.get("gpus", ("0",))
     spec = build_spec(name, explicit, backend.defaults(len(gpus) if isinstance(gpus, tuple) else 0))
     check_spec(spec, backend, scope)
-    plan = backend.plan(spec, scope)
+    plan = backend.plan(spec, scope.with_environment(spec.env))
+    backend.check_env(spec, plan)
     return Generated(spec, backend, plan, files.with_marker(render_unit(spec, plan, scope, tools)))
 
 

@@ -39,7 +39,7 @@ from pathlib import Path
 
 import pytest
 
-from cortexd.checks import warnings_of
+from cortexd.checks import secrets_warnings, warnings_of
 from cortexd.errors import CortexError
 from cortexd.model import ModelSpec, parse_settings
 from cortexd.names import unit_name
@@ -96,7 +96,8 @@ class Outcome:
     def paths(self, key: str) -> list[str]:
         """The paths of a directive."""
         found = [word for value in self.values("Service", key) for word in unit_text.words(value)]
-        return [path.replace("%%", "%") for path in found if path != "%t/systemd/notify"]
+        # The model's own, that is, and not those of the runtime folder, which every model has.
+        return [path.replace("%%", "%") for path in found if not path.lstrip("-").startswith("%t/")]
 
 
 def has_sequence(found: list[str], wanted: tuple[str, ...]) -> bool:
@@ -152,7 +153,7 @@ class World:
             self.program(str(self.bin / program))
         self.mapped: dict[str, str] = {}
         # Wherever this project lies: only a case's own paths are in /tmp.
-        self.tools = dataclasses.replace(find_tools(), python="/usr/bin/python3", waiter="/usr/lib/cortexd/waiter.py")
+        self.tools = dataclasses.replace(find_tools(), python="/usr/bin/python3", waiter="/usr/lib/cortexd/waiter/__main__.py")
         environment = {**os.environ, "HOME": str(self.home), "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}
         self.scope: Scope = user_scope(environment)
         self.others: list[ModelSpec] = []
@@ -223,9 +224,11 @@ def play(text: str, folder: Path) -> Outcome:
             try:
                 outcome.generated = world.register(outcome.name, settings)
                 explicit = parse_settings(settings)
-                outcome.warnings = list(
-                    warnings_of(outcome.generated.spec, outcome.generated.backend, world.others, explicit)
-                )
+                made = outcome.generated
+                outcome.warnings = [
+                    *warnings_of(made.spec, made.backend, world.others, explicit),
+                    *secrets_warnings(made.spec, made.plan.api_key, ()),
+                ]
             except CortexError as e:
                 outcome.error = str(e)
     return outcome

@@ -1,0 +1,104 @@
+"""Looks at our files: whose they are, who else may read them, what lies there that should not, and how much room is left."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+from cortexctl.doctor import bounded
+from cortexctl.doctor.evidence import Files, Places, Unseen, Verified
+from cortexd.diagnosis import machine
+from cortexd.units.files import FileState, inspect
+
+_MOST = 5000
+"""Files of one kind that are looked at."""
+_VERIFY_SECONDS = 4.0
+_OTHERS = 0o077  # the rights of everybody but the owner
+
+
+def places(environ: Mapping[str, str]) -> Places:
+    """The user's folders (XDG Base Directory Specification: a relative path is invalid and to be ignored)."""
+    home = Path(environ.get("HOME") or Path.home())
+
+    def folder(variable: str, default: Path) -> Path:
+        value = environ.get(variable, "")
+        return Path(value) if value.startswith("/") else default
+
+    cache = folder("XDG_CACHE_HOME", home / ".cache")
+    hub = folder("HF_HOME", cache / "huggingface")
+    return Places(
+        data=home / ".cortex",
+        unit_folder=folder("XDG_CONFIG_HOME", home / ".config") / "systemd" / "user",
+        installed_units=folder("XDG_DATA_HOME", home / ".local" / "share") / "systemd" / "user",
+        caches=(
+            folder("HF_HUB_CACHE", hub / "hub"),
+            folder("LLAMA_CACHE", cache / "llama.cpp"),
+            folder("OLLAMA_MODELS", home / ".ollama" / "models"),
+            folder("VLLM_CACHE_ROOT", cache / "vllm"),
+        ),
+    )
+
+
+def files(where: Places) -> Files:
+    """Modes, owners, leftovers and room."""
+    found: dict[str, list[Path]] = {"open": [], "not_ours": [], "odd": []}
+    for path in _private(where):
+        if kind := _fault(path, may_be_link=path == where.data):
+            found[kind].append(path)
+    return Files(
+        present=where.data.exists(),
+        open=tuple(found["open"]),
+        not_ours=tuple(found["not_ours"]),
+        odd=tuple(found["odd"]),
+        set_aside=tuple(sorted(where.data.glob("models.db.damaged-*[0-9]"))[:_MOST]),
+        rooms=tuple(machine.folder(folder) for folder in dict.fromkeys((where.data, *where.caches))),
+    )
+
+
+def _private(where: Places) -> Iterator[Path]:
+    """What nobody but its owner may read."""
+    if where.data.exists():
+        yield where.data
+        yield from islice(where.data.glob("models.db*"), _MOST)
+        for folder in (where.data / "logs", where.data / "secrets"):
+            if os.path.lexists(folder):
+                yield folder
+        if not (where.data / "secrets").is_symlink():
+            yield from islice(where.data.glob("secrets/*"), _MOST)
+            yield from islice(where.data.glob("secrets/*/environment"), _MOST)
+    for path in islice(where.unit_folder.glob("cortex-*.service"), _MOST):
+        if inspect(path) is not FileState.FOREIGN:
+            yield path
+
+
+def _fault(path: Path, *, may_be_link: bool) -> str:
+    try:
+        status = path.stat() if may_be_link else path.lstat()
+    except OSError:
+        return ""  # gone meanwhile
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        return "odd"
+    if status.st_uid != os.getuid():
+        return "not_ours"
+    return "open" if status.st_mode & _OTHERS else ""
+
+
+def verified(where: Places) -> Verified | Unseen:
+    """What systemd-analyze finds in the units of ours that are on disk."""
+    units = [*islice(sorted(where.unit_folder.glob("cortex-*.service")), _MOST)]
+    units += filter(Path.is_file, (where.installed_units / name for name in ("cortexd.service", "cortex.slice")))
+    if not units:
+        return Verified(0)
+    try:
+        status, said = bounded.run(["systemd-analyze", "--user", "verify", "--man=no", *map(str, units)], _VERIFY_SECONDS)
+    except OSError as e:
+        return Unseen(f"systemd-analyze cannot be run: {e.strerror}")
+    if status is None:
+        return Unseen(f"systemd-analyze did not end within {_VERIFY_SECONDS:g} s")
+    # It reads units of others, too, on which these depend.
+    names = {path.name for path in units}
+    lines = [line.strip() for line in said.splitlines()]
+    return Verified(len(units), tuple(line for line in lines if any(name in line for name in names)))

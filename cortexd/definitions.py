@@ -1,0 +1,42 @@
+"""From what was asked for to a model's whole definition: settings, launch plan, unit text. Blocking: looks at files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cortexd.backends import backend_of
+from cortexd.checks import check_spec
+from cortexd.kinds import Value
+from cortexd.model import DEFAULT_BACKEND, build_spec
+from cortexd.registered import Definition, Model
+from cortexd.scope import Scope
+from cortexd.secrets import NO_SECRETS, Known
+from cortexd.units import files
+from cortexd.units.render import Tools, render_unit
+
+
+class Definer:
+    """Makes definitions for the models of one scope."""
+
+    def __init__(self, scope: Scope, tools: Tools) -> None:
+        self._scope, self._tools = scope, tools
+
+    def define(
+        self, name: str, explicit: Mapping[str, Value], secrets: Known = NO_SECRETS, *, check: bool = True
+    ) -> Definition:
+        """The definition of a model of these settings. Raises InvalidConfig; where `check` is false, only for what cannot
+        be written as a unit."""
+        backend = backend_of(str(explicit.get("backend", DEFAULT_BACKEND)), self._scope)
+        gpus = explicit.get("gpus", ("0",))
+        spec = build_spec(name, explicit, backend.defaults(len(gpus) if isinstance(gpus, tuple) else 0))
+        if check:
+            check_spec(spec, backend, self._scope)
+        plan = backend.plan(spec, self._scope.with_environment(spec.env))
+        if check:
+            backend.check_env(spec, plan)
+        text = files.with_marker(render_unit(spec, plan, self._scope, self._tools, secrets.names))
+        return Definition(explicit, spec, backend, plan, text, secrets)
+
+    def again(self, model: Model) -> Definition:
+        """Its definition made anew. Raises InvalidConfig."""
+        return self.define(model.name, model.definition.explicit, model.definition.secrets, check=False)

@@ -1,0 +1,48 @@
+"""Looking at files without being held by them: a file system may never answer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+_T = TypeVar("_T")
+
+_MAX_THREADS = 32
+_running = threading.Semaphore(_MAX_THREADS)
+
+
+async def in_thread(seconds: float, function: Callable[[], _T]) -> _T:
+    """What `function` returns or raises, or TimeoutError after `seconds`, or at once where too many hang already.
+
+    The thread is one of its own that nobody waits for: those of the event loop's pool are few, and joined at the end.
+    """
+    if not _running.acquire(blocking=False):
+        raise TimeoutError
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[_T] = loop.create_future()
+
+    def settle(value: _T | None, error: BaseException | None) -> None:
+        if result.done():
+            return
+        if error is None:
+            result.set_result(value)  # type: ignore[arg-type]
+        else:
+            result.set_exception(error)
+
+    def work() -> None:
+        value, error = None, None
+        try:
+            value = function()
+        except BaseException as e:
+            error = e
+        finally:
+            _running.release()
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, value, error)
+
+    threading.Thread(target=work, name="diagnosis", daemon=True).start()
+    async with asyncio.timeout(seconds):
+        return await result

@@ -1,0 +1,78 @@
+"""What becomes of models whose backend's file is changed, breaks or goes away while they are registered.
+
+What a file says is taken over at a start, a change of settings and the daemon's start, never by itself: until then the
+unit file is as it was, and so are the runs that systemd makes of it. A model whose file cannot be used is kept: it can be
+watched and stopped, and its unit file stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from cortexd.backends import Backend, backend_of
+from cortexd.backends.standin import StandIn
+from cortexd.errors import InvalidConfig
+from cortexd.kinds import Value
+from cortexd.model import build_spec
+from cortexd.names import unit_name
+from cortexd.registered import Definition, Model
+from cortexd.scope import Scope
+from cortexd.secrets import Known
+from cortexd.units import files
+from cortexd.units.render import probe_address
+
+Define = Callable[[Model], Definition]
+"""Makes a model's definition anew from its settings. Raises InvalidConfig."""
+
+
+def stand_in(name: str, explicit: Mapping[str, Value], secrets: Known, scope: Scope) -> Definition:
+    """Of a model whose backend cannot be used now: its unit file, as it lies there, is what it is. Raises ValueError
+    where it has no address to be watched at."""
+    spec = build_spec(name, explicit, StandIn().defaults(0))
+    probe_address(spec.host)
+    text = files.read(scope.unit_folder / unit_name(name))
+    return Definition(explicit, spec, StandIn(), StandIn().plan(spec, scope), text, secrets)
+
+
+def renewed(model: Model, define: Define, scope: Scope) -> Definition:
+    """Its definition, made anew where its backend's file is not what it was; blocking. Raises InvalidConfig."""
+    unchanged = backend_of(model.spec.backend, scope) is model.definition.backend
+    return model.definition if unchanged else define(model)
+
+
+async def see(models: Iterable[Model], define: Define, scope: Scope) -> Iterator[str]:
+    """See whether backend files were changed or broken, and note it on their models. Returns the names of those whose
+    server has to be restarted, or no longer, to be what the file says."""
+    models = list(models)
+    names = {model.spec.backend for model in models}
+    current = await asyncio.to_thread(lambda: {name: _backend_or_problem(name, scope) for name in names})
+    before = [model.outdated for model in models]
+    for model in models:
+        # It may have another backend by now.
+        if found := current.get(model.spec.backend):
+            _note(model, found, define)
+    return (model.name for model, was in zip(models, before, strict=True) if model.outdated != was)
+
+
+def _note(model: Model, found: Backend | str, define: Define) -> None:
+    model.backend_problem, model.backend_changed = "", False
+    if found is model.definition.backend:
+        return
+    try:
+        if isinstance(found, str):
+            raise InvalidConfig(found)
+        new = define(model)
+    except InvalidConfig as e:
+        model.backend_problem = str(e)
+        return
+    model.backend_changed = new.text != model.definition.text
+    if not model.backend_changed:
+        model.definition = new
+
+
+def _backend_or_problem(name: str, scope: Scope) -> Backend | str:
+    try:
+        return backend_of(name, scope)
+    except InvalidConfig as e:
+        return str(e)
