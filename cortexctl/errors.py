@@ -10,7 +10,10 @@ NO_SUCH_MODEL = 4
 INTERRUPTED = 130
 
 EXIT_CODES = (
-    (OK, "done; active (status, is-active), enabled (is-enabled), failed (is-failed), healthy (health), can start (check)"),
+    (
+        OK,
+        "done; active (status, is-active), enabled (is-enabled), failed (is-failed), healthy (health), can start (check)",
+    ),
     (FAILURE, "failed; not enabled (is-enabled), not failed (is-failed), not healthy (health), cannot start (check)"),
     (USAGE, "wrong command line"),
     (NOT_ACTIVE, "not active (status, is-active)"),

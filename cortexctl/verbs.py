@@ -197,7 +197,10 @@ GROUPS = (
         "Life cycle",
         ("start", "stop", "restart", "enable", "disable", "kill", "reset-failed", "wait"),
     ),
-    ("Status", ("status", "list", "is-active", "is-enabled", "is-failed", "check", "why", "health", "url", "logs", "events")),
+    (
+        "Status",
+        ("status", "list", "is-active", "is-enabled", "is-failed", "check", "why", "health", "url", "logs", "events"),
+    ),
 )
 
 HIDDEN = {

@@ -40,9 +40,7 @@ def all_at_once(looks: Mapping[str, Callable[[], Any]], seconds: float) -> dict[
     return {name: found.get(name, late) for name in looks}
 
 
-def run(
-    command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None
-) -> tuple[int | None, str]:
+def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> tuple[int | None, str]:
     """Exit status (None: it took longer than `seconds` and was killed with all its children) and the beginning of what
     it printed on both streams. Raises OSError where it cannot be run."""
     process = subprocess.Popen(

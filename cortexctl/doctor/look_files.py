@@ -93,7 +93,9 @@ def verified(where: Places) -> Verified | Unseen:
     if not units:
         return Verified(0)
     try:
-        status, said = bounded.run(["systemd-analyze", "--user", "verify", "--man=no", *map(str, units)], _VERIFY_SECONDS)
+        status, said = bounded.run(
+            ["systemd-analyze", "--user", "verify", "--man=no", *map(str, units)], _VERIFY_SECONDS
+        )
     except OSError as e:
         return Unseen(f"systemd-analyze cannot be run: {e.strerror}")
     if status is None:

@@ -82,7 +82,11 @@ class Vllm(Backend):
         """A python says whether it has the package, which takes no time; importing it would take many seconds."""
         if not Path(spec.exec).name.startswith("python"):
             return super().version_command(spec)
-        return (spec.exec, "-c", "import importlib.util as u, sys; u.find_spec('vllm') or sys.exit('No module named vllm')")
+        return (
+            spec.exec,
+            "-c",
+            "import importlib.util as u, sys; u.find_spec('vllm') or sys.exit('No module named vllm')",
+        )
 
     def plan(self, spec: ModelSpec, scope: Scope) -> LaunchPlan:
         """See the table of flags in the project's documentation of backends."""

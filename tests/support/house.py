@@ -64,9 +64,7 @@ class FakeProber(Prober):
         await asyncio.sleep(0)
         return Probe(outcome=self.outcome, reason=self.reason)
 
-    async def ask(
-        self, server: Server, path: str, timeout: float, *, json: str = "", max_body: int = 0
-    ) -> Answer:
+    async def ask(self, server: Server, path: str, timeout: float, *, json: str = "", max_body: int = 0) -> Answer:
         self.asked.append(server.url + path)
         return Answer(404)
 

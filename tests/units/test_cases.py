@@ -153,7 +153,9 @@ class World:
             self.program(str(self.bin / program))
         self.mapped: dict[str, str] = {}
         # Wherever this project lies: only a case's own paths are in /tmp.
-        self.tools = dataclasses.replace(find_tools(), python="/usr/bin/python3", waiter="/usr/lib/cortexd/waiter/__main__.py")
+        self.tools = dataclasses.replace(
+            find_tools(), python="/usr/bin/python3", waiter="/usr/lib/cortexd/waiter/__main__.py"
+        )
         environment = {**os.environ, "HOME": str(self.home), "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}
         self.scope: Scope = user_scope(environment)
         self.others: list[ModelSpec] = []
