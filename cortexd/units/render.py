@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import math
 import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ HINT_FILE = "seen"
 _TMP = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
 _MAX_UNIT_NAME = 255
 _MAX_LINKS = 40
+_MAX_PAUSE = 300  # seconds
+_GROWING_PAUSE = 254  # the release of systemd that brought RestartSteps=; those before warn of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class Tools:
     """The file that it runs; it needs those beside it."""
     env: str
     mkdir: str
+    systemd: int
+    """The release of the manager that will read the unit."""
 
 
 def probe_address(host: str) -> str:
@@ -126,11 +131,19 @@ def _service(spec: ModelSpec, plan: LaunchPlan, tools: Tools) -> Iterator[str]:
     # The signals are for the waiter: one that is stopped before it can catch them would leave the unit failed.
     yield "SuccessExitStatus=" + " ".join(("SIGTERM", "SIGINT", *plan.success_exit_status))
     yield f"Restart={spec.restart.restart}"
-    yield f"RestartSec={quoting.seconds(spec.restart.restart_seconds)}"
+    yield from _pause(spec.restart.restart_seconds, tools)
     yield "OOMPolicy=kill"  # a worker killed for memory leaves a server that answers and cannot serve
     yield "StandardOutput=journal"
     yield "StandardError=journal"
     yield f"SyslogIdentifier=cortex-{spec.name}"
+
+
+def _pause(seconds: float, tools: Tools) -> Iterator[str]:
+    """Before a restart: twice as long each time, up to _MAX_PAUSE, where systemd can."""
+    yield f"RestartSec={quoting.seconds(seconds)}"
+    if tools.systemd >= _GROWING_PAUSE and 0 < seconds < _MAX_PAUSE:
+        yield f"RestartSteps={math.ceil(math.log2(_MAX_PAUSE / seconds))}"
+        yield f"RestartMaxDelaySec={_MAX_PAUSE}"
 
 
 def _environment(spec: ModelSpec, plan: LaunchPlan, scope: Scope, secrets: Collection[str]) -> Iterator[str]:

@@ -103,7 +103,7 @@ class House:
         """What app.run does, without a bus."""
         self.store = await Store.open(self.scope.database)
         self._closing.push_async_callback(self.store.close)
-        tools = Tools(sys.executable, waiter.__file__, "/usr/bin/env", "/usr/bin/mkdir")
+        tools = Tools(sys.executable, waiter.__file__, "/usr/bin/env", "/usr/bin/mkdir", 252)
         self.manager = Manager(self.scope, self.store, self.systemd, self.logind, self.prober, tools)
         self._closing.push_async_callback(self.manager.close)
         await self.systemd.start()

@@ -87,6 +87,11 @@ def free_port() -> int:
                 return port
 
 
+def systemd_version() -> str:
+    """That of this machine's systemd."""
+    return subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+
+
 class UnitLab:
     """Generated units of fake servers on this session's own (private) user manager."""
 
@@ -94,7 +99,7 @@ class UnitLab:
         self.folder = folder
         """Not under /tmp; the servers see it, and may not write it unless told so."""
         self.scope = user_scope(os.environ)
-        self.tools = find_tools()
+        self.tools = find_tools(systemd_version())
         self.names: list[str] = []
         self.server = make_program(folder / "llama-server")
         self.model = folder / "model.gguf"

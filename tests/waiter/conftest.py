@@ -20,7 +20,7 @@ def wait_command(tmp_path_factory: pytest.TempPathFactory) -> str:
     """ExecStartPost= of a generated unit, with placeholders for what tests choose."""
     executable = make_program(tmp_path_factory.mktemp("bin") / "vllm")
     settings = {"path": "org/name", "exec": str(executable), "port": 4444}
-    text = generate("waited-for", settings, scope=user_scope(os.environ), tools=find_tools()).text
+    text = generate("waited-for", settings, scope=user_scope(os.environ), tools=find_tools("252")).text
     (command,) = unit_text.parse(text)["Service"]["ExecStartPost"]
     assert '"--port" "4444"' in command
     command = command.replace('"--timeout" "3600"', '"--timeout" "@TIMEOUT@"')

@@ -1,0 +1,75 @@
+"""What `--fix` does. Every fix raises CtlError where it cannot be done, and leaves nothing half done that matters."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+
+from cortexctl.bus import Bus, Call
+from cortexctl.diagnose import SYSTEMD, UNIT
+from cortexctl.doctor.line import Cure, Fix
+from cortexctl.doctor.look_session import LOGIND, LOGIND_PATH, system_bus
+from cortexctl.errors import CtlError
+
+_SECONDS = 90.0
+"""For an answer: a person may be asked for a password, and a daemon may take its time."""
+
+
+def apply(fix: Fix, *, interactive: bool) -> None:
+    """Do it. `interactive`: an agent may ask the person for a password."""
+    cures: dict[Cure, Callable[[], None]] = {
+        Cure.LINGER: lambda: _linger(interactive),
+        Cure.CLOSE: lambda: _close(fix.arguments),
+        Cure.START: lambda: _unit_job("StartUnit"),
+        Cure.RESTART: lambda: _unit_job("RestartUnit"),
+    }
+    cures[fix.cure]()
+
+
+def _linger(interactive: bool) -> None:
+    bus = Bus(autostart=False, where=system_bus(os.environ))
+    body = (os.getuid(), True, interactive)
+    try:
+        bus.call(Call(LOGIND_PATH, f"{LOGIND}.Manager", "SetUserLinger", "ubb", body, LOGIND), _SECONDS)
+    except CtlError as e:
+        raise CtlError(e.name, f"logind did not let your services linger: {e.message}; as root it will") from None
+
+
+def _close(paths: Sequence[str]) -> None:
+    """Follows no link, and touches only what is the user's own and a regular file or a folder: what lies there now need
+    not be what was looked at."""
+    failed = []
+    for path in paths:
+        try:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(path, flags)
+            try:
+                status = os.fstat(descriptor)
+                if status.st_uid == os.getuid() and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                    os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & ~0o077)
+            finally:
+                os.close(descriptor)
+        except OSError as e:
+            failed.append(f"{path}: {e.strerror}")
+    if failed:
+        more = f" and {len(failed) - 1} more" if failed[1:] else ""
+        raise CtlError("FixFailed", f"cannot take the rights of others away: {failed[0]}{more}")
+
+
+def _unit_job(method: str) -> None:
+    bus = Bus(autostart=False)
+    bus.watch(f"type='signal',sender='{SYSTEMD}',interface='{SYSTEMD}.Manager',member='JobRemoved'")
+
+    def manager(member: str, signature: str = "", *body: str) -> Call:
+        return Call("/org/freedesktop/systemd1", f"{SYSTEMD}.Manager", member, signature, body, SYSTEMD)
+
+    bus.try_call(manager("Subscribe"))
+    bus.try_call(manager("ResetFailedUnit", "s", UNIT))
+    (job,) = bus.call(manager(method, "ss", UNIT, "replace"), _SECONDS)
+    while (signal := bus.next_signal(_SECONDS)) is not None:
+        if signal.member == "JobRemoved" and signal.body[1] == job:
+            if signal.body[3] == "done":
+                return
+            break
+    raise CtlError("FixFailed", f"{UNIT} did not start; see 'journalctl --user -u {UNIT}'")

@@ -1,0 +1,92 @@
+"""What is said of files: modes, owners, leftovers, room, units and the journal. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cortexctl.doctor.evidence import Files, Unseen, Verified
+from cortexctl.doctor.line import Cure, Fix, Line, error, from_sentence, note, ok, warning
+from cortexctl.human import size
+
+LITTLE_ROOM = 1 << 30
+"""Bytes, for what backends download; our own files need far less."""
+_OUR_ROOM = 64 << 20
+_MOST = 5
+
+
+def modes(files: Files, user: str) -> Iterator[Line]:
+    """Who may read what is the user's alone."""
+    if files.odd:
+        text = f"{_some(files.odd)}: where cortexd keeps a file or a folder of its own lies something else"
+        yield error("files", text, "see what it is, and move it away")
+    if files.not_ours:
+        paths = " ".join(map(str, files.not_ours[:_MOST]))
+        yield error("files", f"{_some(files.not_ours)}: belongs to another user", f"sudo chown {user}: {paths}")
+    if files.open:
+        what = "1 file or folder" if len(files.open) == 1 else f"{len(files.open)} files and folders"
+        yield warning(
+            "files",
+            f"{_some(files.open)}: others than you have rights to it",
+            f"chmod go= {' '.join(map(str, files.open[:_MOST]))}{' ...' if files.open[_MOST:] else ''}",
+            Fix(Cure.CLOSE, f"Take the rights of others to {what} away?", tuple(map(str, files.open))),
+        )
+    if not (files.odd or files.not_ours or files.open):
+        yield ok("files", "nobody else may read your models' files" if files.present else "there is no ~/.cortex yet")
+
+
+def leftovers(files: Files) -> Iterator[Line]:
+    """What nobody needs, or may."""
+    if files.set_aside:
+        text = f"{_some(files.set_aside)}: a damaged database that cortexd kept"
+        yield note("leftover", text, "delete it with its -wal and -shm when all your models are registered again")
+
+
+def room(files: Files) -> Iterator[Line]:
+    """Space on disks."""
+    faults: list[Line] = []
+    for number, folder in enumerate(files.rooms):
+        ours = number == 0
+        if folder.obstacle is not None:
+            make = error if ours else warning
+            text = f"{folder.path} cannot be written: {folder.obstacle} is in the way"
+            faults.append(make("room", text, f"see 'ls -ld {folder.obstacle}' and 'findmnt -T {folder.obstacle}'"))
+        elif folder.free is not None and folder.free < (_OUR_ROOM if ours else LITTLE_ROOM):
+            text = f"only {size(folder.free)} are free in {folder.path}"
+            what = "cortexd writes its database there" if ours else "it is where models are downloaded to"
+            faults.append(warning("room", text, f"make room: {what}"))
+    yield from faults
+    known = [folder for folder in files.rooms[1:] if folder.free is not None]
+    if known and not faults:
+        least = min(known, key=lambda folder: folder.free or 0)
+        yield ok("room", f"{size(least.free or 0)} are free where models are downloaded to")
+
+
+def units(verified: Verified | Unseen) -> Iterator[Line]:
+    """What systemd thinks of our units."""
+    if isinstance(verified, Unseen):
+        yield note("units", f"the units were not verified: {verified.reason}")
+        return
+    for complaint in verified.complaints[:_MOST]:
+        yield warning("units", complaint, "'cortexctl cat NAME' shows a unit; what you added lies in its drop-ins")
+    if verified.complaints[_MOST:]:
+        more = len(verified.complaints) - _MOST
+        yield warning("units", f"systemd complains of units {more} times more", "see 'systemd-analyze --user verify'")
+    if verified.units and not verified.complaints:
+        yield ok("units", f"systemd has nothing to say against {verified.units} unit files")
+
+
+def journal(problem: str | Unseen | None) -> Iterator[Line]:
+    """Whether `logs` shows anything."""
+    if problem is None:
+        yield ok("journal", "you may read your services' journal")
+    elif isinstance(problem, Unseen):
+        yield note("journal", f"whether you may read the journal is not known: {problem.reason}")
+    else:
+        line = from_sentence("journal", problem)
+        yield warning("journal", f"logs are not shown: {line.text}", line.remedy)
+
+
+def _some(paths: Sequence[Path]) -> str:
+    shown = ", ".join(map(str, paths[:_MOST]))
+    return shown if len(paths) <= _MOST else f"{shown} and {len(paths) - _MOST} more"
