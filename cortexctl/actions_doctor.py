@@ -25,7 +25,7 @@ def doctor(context: Context) -> int:
     out, args = context.out, context.args
     if args.yes and not args.fix:
         raise CtlError("Usage", "--yes answers the questions of --fix; give both", USAGE)
-    groups = judge(collect(), os.getuid())
+    groups: Groups = judge(collect(), os.getuid())
     if not args.fix:
         _report(out, groups)
     else:
@@ -61,7 +61,7 @@ def _report(out: Output, groups: Groups) -> None:
     wrong = [line for line in _all(groups) if line.wrong]
     fixable = sum(line.fix is not None for line in wrong)
     if not wrong:
-        out.hint("All is well.")
+        _line(out, "all is well")
         return
     _line(out, f"{_things(len(wrong))} to fix")
     if fixable:

@@ -102,7 +102,7 @@ def _run(
     """Begin a job on each model, all at once, and wait for all. `known`: warnings that were shown already."""
     out, began = context.out, time.monotonic()
     names = context.names(patterns)
-    with Progress(context, words.doing) as progress:
+    with Progress(context, words.doing, loads="{url}" in words.done) as progress:
         jobs = {name: path for name, (path,) in context.each({name: call(name) for name in names})}
         earlier = known or {}
         if context.args.no_block:

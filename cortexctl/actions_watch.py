@@ -6,7 +6,7 @@ import time
 
 from cortexctl.context import MODEL_CHANGES, OWNER_CHANGES, Context, Info, model_call
 from cortexctl.errors import FAILURE, NO_SUCH_MODEL, OK, CtlError, no_such_model
-from cortexctl.human import duration
+from cortexctl.human import clean, duration
 from cortexctl.output import ACTIVE
 from cortexd.names import model_path
 
@@ -14,7 +14,7 @@ _LOST = ("stopped", "failed")
 """States from which a model does not become ready by itself."""
 
 
-def wait(context: Context) -> int:
+def wait(context: Context, *, quiet: bool = False) -> int:
     """Return when every model is ready, or fail as soon as one cannot be. Nothing is polled.
 
     The subscription comes before the first look, so that no change falls between them; a daemon that restarts
@@ -26,7 +26,7 @@ def wait(context: Context) -> int:
     bus.watch(OWNER_CHANGES)
     waiting = {model_path(info["Name"]): info for info in context.models(args.names)}
     for path in list(waiting):
-        _settle(context, waiting, path)
+        _settle(context, waiting, path, quiet)
     while waiting:
         signal = bus.next_signal(None if deadline is None else deadline - time.monotonic())
         if signal is None:
@@ -42,17 +42,18 @@ def wait(context: Context) -> int:
         elif signal.path in waiting:
             waiting[signal.path].update(signal.body[1])
         for path in list(waiting):
-            _settle(context, waiting, path)
+            _settle(context, waiting, path, quiet)
     return context.exit_code
 
 
-def _settle(context: Context, waiting: dict[str, Info], path: str) -> None:
+def _settle(context: Context, waiting: dict[str, Info], path: str, quiet: bool) -> None:
     """Report a model and stop waiting for it, where its state says so."""
     info = waiting[path]
     name, state = info["Name"], info["State"]
     if state in ACTIVE:
         record = {key: info[key] for key in ("Name", "State", "URL")}
-        context.out.result(record, f"{name} is {state} at {info['URL']}")
+        if not quiet:
+            context.out.result(record, f"{name} is {state} at {info['URL']}")
     elif state in _LOST:
         reason = f": {info['StateReason']}" if info["StateReason"] else ""
         see = f"see '{context.out.program} {'why' if state == 'failed' else 'start'} {name}'"
@@ -63,9 +64,12 @@ def _settle(context: Context, waiting: dict[str, Info], path: str) -> None:
 
 
 def health(context: Context) -> int:
-    """Probe models now."""
+    """Probe models now; with --wait, once they are ready."""
     out, code = context.out, OK
-    for name, (result,) in context.on_models(context.args.names, lambda name: model_call(name, "CheckHealth")):
+    patterns = context.args.names
+    if context.args.wait and (failed := wait(context, quiet=True)):
+        return failed
+    for name, (result,) in context.on_models(patterns, lambda name: model_call(name, "CheckHealth")):
         if result["Outcome"] == "not-running":
             out.result({"Name": name, **result}, f"{name} is not probed: {result['Reason']}")
             code = FAILURE
@@ -79,8 +83,24 @@ def health(context: Context) -> int:
             details.append(result["Next"])
         text = "; ".join(part for part in details if part)
         out.result({"Name": name, **result}, f"{name} is {out.paint(word, word)}: {text}")
+        if not out.json and not out.quiet:
+            _history(context, result["History"])
         code = code if result["Healthy"] else FAILURE
     return code
+
+
+_MEANINGS = {"busy": "busy: not counted", "failed": "counted as failed", "void": "the machine slept: not counted"}
+
+
+def _history(context: Context, history: list[tuple[int, str, str, int, str]]) -> None:
+    """The last liveness probes, newest last."""
+    for when, asked, outcome, latency, meaning in history:
+        clock = time.strftime("%H:%M:%S", time.localtime(when / 1e6))
+        took = duration(latency / 1e6)
+        remark = f"  {_MEANINGS[meaning]}" if meaning in _MEANINGS else ""
+        line = f"  {clock}  {asked:<6}  {clean(outcome):<20}  {took:>7}{remark}"
+        role = {"ok": "dim", "failed": "failing", "busy": "warning"}.get(meaning, "")
+        context.out.line(context.out.paint(line, role))
 
 
 def url(context: Context) -> int:

@@ -92,6 +92,10 @@ class Bus:
         self.signals: deque[Signal] = deque()
         self.call(bus_call("Hello"))
 
+    def close(self) -> None:
+        """Leave the bus; a program that ends does so anyway."""
+        self._socket.close()
+
     def call(self, call: Call, timeout: float = CALL_TIMEOUT) -> tuple[Any, ...]:
         """The values of the reply. Raises CtlError."""
         for _, reply in self.gather({0: call}, timeout):

@@ -47,6 +47,8 @@ def _fields(info: Info) -> Iterator[tuple[str, str, str]]:
     changed = info["StateChangeTimestamp"]
     since = f" since {moment(changed)}; {ago(changed, time.time())}" if changed else ""
     yield "Active", f"{info['ActiveState']} ({info['SubState']}{result}){since}", ""
+    if info["State"] == "starting" and info["UsualLoadUSec"]:
+        yield "Usually", f"ready after {duration(info['UsualLoadUSec'] / 1e6)}", ""
     if info["StatusText"] and info["ActiveState"] not in ("inactive", "failed"):
         yield "Status", f'"{info["StatusText"]}"', ""
     if info["NRestarts"]:

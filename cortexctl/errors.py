@@ -12,9 +12,14 @@ INTERRUPTED = 130
 EXIT_CODES = (
     (
         OK,
-        "done; active (status, is-active), enabled (is-enabled), failed (is-failed), healthy (health), can start (check)",
+        "done; active (status, is-active), enabled (is-enabled), failed (is-failed), healthy (health), can start (check), "
+        "nothing to fix (doctor)",
     ),
-    (FAILURE, "failed; not enabled (is-enabled), not failed (is-failed), not healthy (health), cannot start (check)"),
+    (
+        FAILURE,
+        "failed; not enabled (is-enabled), not failed (is-failed), not healthy (health), cannot start (check), "
+        "something to fix (doctor)",
+    ),
     (USAGE, "wrong command line"),
     (NOT_ACTIVE, "not active (status, is-active)"),
     (NO_SUCH_MODEL, "no such model"),

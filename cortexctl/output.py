@@ -17,7 +17,7 @@ ACTIVE = ("ready", "busy", "degraded", "unhealthy")
 """States in which a model counts as active."""
 
 _MARKS = {"failed": "×", "stopped": "○"}
-_ASCII = {"●": "*", "○": "o", "×": "x"}
+_ASCII = {"●": "*", "○": "o", "×": "x", "✓": "+"}
 _COLORS = {
     "ready": "32",
     "busy": "32",

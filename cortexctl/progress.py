@@ -10,7 +10,7 @@ from types import TracebackType
 from cortexctl.bus import Call, Reply
 from cortexctl.context import MODEL_CHANGES, Context
 from cortexctl.errors import Interrupted
-from cortexctl.human import clean
+from cortexctl.human import clean, duration
 from cortexctl.output import printable, width
 from cortexd.names import model_path
 
@@ -22,12 +22,15 @@ _CLEAR = "\r\x1b[K"
 class Progress:
     """Watches models while their jobs run; silent where nobody looks on."""
 
-    def __init__(self, context: Context, doing: str) -> None:
+    def __init__(self, context: Context, doing: str, *, loads: bool = False) -> None:
         self._context = context
         self._doing = doing
+        self._loads = loads
+        """What is waited for is that models are loaded, which takes as long as it usually does."""
         self._shown = context.out.interactive
         self._waiting: dict[str, str] = {}
         self._texts: dict[str, str] = {}
+        self._usual = 0.0
         self._began = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -43,6 +46,9 @@ class Progress:
     def follow(self, waits: Mapping[str, Call]) -> Iterator[tuple[str, Reply]]:
         """Wait for all; yields each as it ends. Raises Interrupted on Ctrl-C."""
         self._waiting = {model_path(name): name for name in waits}
+        if self._shown and self._loads:
+            found, _ = self._context.lookup(list(waits)) if waits else ([], {})
+            self._usual = max((info["UsualLoadUSec"] / 1e6 for info in found), default=0.0)
         try:
             for name, reply in self._context.bus.gather(waits, None, self._tick if self._shown else None):
                 del self._waiting[model_path(name)]
@@ -73,5 +79,6 @@ class Progress:
         named = [
             f"{name} ({self._texts[path]})" if path in self._texts else name for path, name in self._waiting.items()
         ]
-        line = f"{frames[int(elapsed * 10) % len(frames)]} {self._doing} {', '.join(named)} … {elapsed:.0f}s"
+        usual = f" of usually {duration(self._usual)}" if self._usual >= 1 else ""
+        line = f"{frames[int(elapsed * 10) % len(frames)]} {self._doing} {', '.join(named)} … {elapsed:.0f}s{usual}"
         print(_CLEAR + line[: (width(sys.stderr) or 80) - 1], end="", file=sys.stderr, flush=True)

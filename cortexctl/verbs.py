@@ -63,6 +63,7 @@ NAME = _option("name", metavar="NAME", help="name of a model")
 NAMES = _names("+")
 ANY_NAMES = _names("*", "name of a model, or a shell pattern; none: all")
 NO_BLOCK = _flag("--no-block", help="do not wait until it is done")
+TIMEOUT = _option("--timeout", type=float, metavar="SECONDS", help="give up waiting after that long (default: never)")
 LINGER = _flag("--linger", help="let your services run without a login, where they do not yet (loginctl enable-linger)")
 
 VERBS: dict[str, Verb] = {
@@ -147,7 +148,7 @@ VERBS: dict[str, Verb] = {
     "wait": Verb(
         "watch:wait",
         "Wait until models are ready; fail as soon as one cannot be",
-        (NAMES, _option("--timeout", type=float, metavar="SECONDS", help="give up after that long (default: never)")),
+        (NAMES, TIMEOUT),
     ),
     "status": Verb(
         "state:status",
@@ -158,10 +159,22 @@ VERBS: dict[str, Verb] = {
     "is-active": Verb("state:is_active", "Print the state; 0 if ready, busy, degraded or unhealthy", (NAMES,)),
     "is-enabled": Verb("state:is_enabled", "Print the state of the unit file; 0 if enabled", (NAMES,)),
     "is-failed": Verb("state:is_failed", "Print the state; 0 if failed", (NAMES,)),
-    "health": Verb("watch:health", "Ask the health endpoint now", (NAMES,)),
+    "health": Verb(
+        "watch:health",
+        "Ask the health endpoint now; its last outcomes, and what happens at the next failure",
+        (NAMES, _flag("--wait", help="wait until it is ready before it is asked"), TIMEOUT),
+    ),
     "url": Verb("watch:url", "Print the address to send requests to", (NAMES,)),
     "check": Verb("check:check", "What would keep models from starting: files, program, sandbox, GPUs, hub", (NAMES,)),
     "why": Verb("why:why", "Why models do not run: the cause, what to do, and what it rests on", (NAMES,)),
+    "doctor": Verb(
+        "doctor:doctor",
+        "What is wrong with this machine and the installation, and how to repair it; works without the daemon",
+        (
+            _flag("--fix", help="repair what can be repaired without being root; asks before each repair"),
+            _flag("--yes", help="with --fix: do not ask"),
+        ),
+    ),
     "logs": Verb(
         "logs:logs",
         "The journal of models (journalctl)",
@@ -199,7 +212,20 @@ GROUPS = (
     ),
     (
         "Status",
-        ("status", "list", "is-active", "is-enabled", "is-failed", "check", "why", "health", "url", "logs", "events"),
+        (
+            "status",
+            "list",
+            "is-active",
+            "is-enabled",
+            "is-failed",
+            "check",
+            "why",
+            "doctor",
+            "health",
+            "url",
+            "logs",
+            "events",
+        ),
     ),
 )
 

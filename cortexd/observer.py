@@ -77,7 +77,7 @@ class Observer:
             log.warning("%s: %s", event.model, event.message)
             await self._add(event)
         for model, unit in found:
-            if unit.running:
+            if unit.running and not unit.sub_state.startswith("auto-restart"):
                 await self._adopt(model, unit)
             elif unit.invocation_id:
                 await self._catch_up(model, unit)

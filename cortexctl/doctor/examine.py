@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from cortexctl.doctor import look_files, look_machine, look_session, rules_files, rules_machine, rules_session
 from cortexctl.doctor.bounded import all_at_once
-from cortexctl.doctor.evidence import Evidence, Kernel, Program, Session, Unseen
+from cortexctl.doctor.evidence import Evidence, Kernel, Model, Program, Session, Unseen
 from cortexctl.doctor.line import Line, warning
 from cortexctl.journal import unreadable
 
@@ -81,7 +81,7 @@ def judge(seen: Evidence, uid: int) -> dict[str, list[Line]]:
             *_of("", "", kernel, rules_machine.killers),
             *_of("gpu", "GPUs", seen.gpus, lambda g: rules_machine.gpus(g, seen.user)),
         ],
-        "Backends": [*_of("backend", "the backends", seen.programs, rules_machine.programs)],
+        "Backends": [*_of("backend", "the backends", seen.programs, lambda p: rules_machine.programs(p, models))],
         "Files": [
             *_of("files", "your files", files, lambda f: rules_files.modes(f, seen.user)),
             *_of("", "", files, rules_files.leftovers),
@@ -90,7 +90,7 @@ def judge(seen: Evidence, uid: int) -> dict[str, list[Line]]:
     }
 
 
-def _ports(models: Iterable[rules_machine.Model] | None, kernel: Kernel) -> Iterator[Line]:
+def _ports(models: Iterable[Model] | None, kernel: Kernel) -> Iterator[Line]:
     return rules_machine.ports(models, kernel)
 
 

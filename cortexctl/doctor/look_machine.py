@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import re
+import shutil
 import stat
 import sys
 from itertools import islice
@@ -115,8 +116,6 @@ def _node(path: Path, root: Path) -> Node:
 
 def built_in(search_path: str) -> tuple[Listed, ...]:
     """The backends that are built in, where no daemon tells of all."""
-    import shutil
-
     found = {n: next(filter(None, (shutil.which(p, path=search_path) for p in ps)), "") for n, ps in BUILT_IN.items()}
     return tuple(Listed(name=name, executable=executable) for name, executable in found.items())
 

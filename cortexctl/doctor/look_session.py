@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,12 @@ def session(search_path: str) -> Session:
         bus = Bus(autostart=False)
     except CtlError as e:
         return Session(address=where, problem=e.message, other_bus=_other_bus(where))
-    (names,) = bus.try_call(bus_call("ListNames"), _SECONDS) or ([],)
-    (activatable,) = bus.try_call(bus_call("ListActivatableNames"), _SECONDS) or ([],)
-    # A name that the bus would start is none that is there: asking for it would start a second manager.
-    manager = _manager(bus) if SYSTEMD in names else Unseen("is not on this bus")
-    unit = _unit(bus) if isinstance(manager, Manager) else None
-    daemon = _daemon(bus, BUS_NAME in names, BUS_NAME in activatable, unit, search_path)
+    with closing(bus):
+        (names,) = bus.try_call(bus_call("ListNames"), _SECONDS) or ([],)
+        (activatable,) = bus.try_call(bus_call("ListActivatableNames"), _SECONDS) or ([],)
+        manager = _manager(bus) if SYSTEMD in names else Unseen("is not on this bus")
+        unit = _unit(bus) if isinstance(manager, Manager) else None
+        daemon = _daemon(bus, BUS_NAME in names, BUS_NAME in activatable, unit, search_path)
     return Session(address=where, other_bus=_other_bus(where), manager=manager, daemon=daemon)
 
 
@@ -139,15 +140,16 @@ def lingers(user: str, marks: Path = LINGERING) -> bool | Unseen:
         bus = Bus(autostart=False, where=system_bus(os.environ))
     except CtlError:
         return _marked(user, marks, "there is no system bus")
-    users = bus.try_call(Call(LOGIND_PATH, f"{LOGIND}.Manager", "ListUsers", "", (), LOGIND), _SECONDS)
-    if users is None:
-        return _marked(user, marks, "logind does not answer")
-    # It has an object for every user that lingers or is logged in.
-    path = next((path for uid, _, path in users[0] if uid == os.getuid()), None)
-    if path is None:
-        return False
-    reply = bus.try_call(Call(path, PROPERTIES, "Get", "ss", (f"{LOGIND}.User", "Linger"), LOGIND), _SECONDS)
-    return bool(reply[0]) if reply else _marked(user, marks, "logind does not answer")
+    with closing(bus):
+        users = bus.try_call(Call(LOGIND_PATH, f"{LOGIND}.Manager", "ListUsers", "", (), LOGIND), _SECONDS)
+        if users is None:
+            return _marked(user, marks, "logind does not answer")
+        # It has an object for every user that lingers or is logged in.
+        path = next((path for uid, _, path in users[0] if uid == os.getuid()), None)
+        if path is None:
+            return False
+        reply = bus.try_call(Call(path, PROPERTIES, "Get", "ss", (f"{LOGIND}.User", "Linger"), LOGIND), _SECONDS)
+        return bool(reply[0]) if reply else _marked(user, marks, "logind does not answer")
 
 
 def _marked(user: str, marks: Path, reason: str) -> bool | Unseen:

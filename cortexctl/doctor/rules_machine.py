@@ -125,19 +125,23 @@ def ports(models: Iterable[Model] | None, kernel: Kernel) -> Iterator[Line]:
             text = f"port {model.port} of {model.name} lies in the kernel's own range {first}-{last}, and may be taken"
             faults.append(warning("port", text, f"'cortexctl set {model.name} port=auto' gives it another one"))
         if 0 < model.port < kernel.first_unprivileged:
-            text = f"port {model.port} of {model.name} is only for programs of root's (below {kernel.first_unprivileged})"
+            text = (
+                f"port {model.port} of {model.name} is only for programs of root's (below {kernel.first_unprivileged})"
+            )
             faults.append(error("port", text, f"'cortexctl set {model.name} port=auto' gives it another one"))
     for port, names in sorted(shared.items()):
         if len(names) > 1:
             text = f"port {port} is that of {' and '.join(names[:3])}{' and others' if names[3:] else ''}"
-            faults.append(warning("port", f"{text}: one of them can run at a time", f"'cortexctl set {names[1]} port=auto'"))
+            faults.append(
+                warning("port", f"{text}: one of them can run at a time", f"'cortexctl set {names[1]} port=auto'")
+            )
     yield from faults
     if shared and not faults:
         yield ok("port", "every model has a port of its own that nothing else is given")
 
 
-def programs(found: Sequence[Program]) -> Iterator[Line]:
-    """The backends."""
+def programs(found: Sequence[Program], models: Iterable[Model] | None) -> Iterator[Line]:
+    """The backends. Models that are registered name their programs themselves, wherever those are."""
     for program in found:
         if program.problem:
             yield warning("backend", f"backend {program.name}: {program.problem}", "'cortexctl backends' shows all")
@@ -147,7 +151,8 @@ def programs(found: Sequence[Program]) -> Iterator[Line]:
         elif program.executable:
             yield ok("backend", " ".join(filter(None, (program.name, program.version, f"({program.executable})"))))
     if not any(program.executable for program in found):
-        yield warning(
+        make = note if models else warning
+        yield make(
             "backend",
             "no program that serves models is on your PATH",
             "install vLLM, llama.cpp (llama-server), Ollama or TGI, or name one with --exec FILE",

@@ -65,7 +65,9 @@ def manager(session: Session, user: str, uid: int) -> Iterator[Line]:
         )
     elif found.state in ("maintenance", "stopping", "offline"):
         yield error(
-            "systemd", f"your systemd manager is in state {found.state}", "see 'systemctl --user list-jobs', or log in anew"
+            "systemd",
+            f"your systemd manager is in state {found.state}",
+            "see 'systemctl --user list-jobs', or log in anew",
         )
     else:
         yield ok("systemd", f"systemd {found.version}, your manager is {found.state or 'there'}")
@@ -96,8 +98,8 @@ def delegation(session: Session) -> Iterator[Line]:
     if missing := [name for name in NEEDED if name not in have]:
         text = f"limits of {', '.join(missing)} are not enforced: your manager does not have the controllers"
         yield warning("controllers", text, DELEGATE)
-    else:
-        yield ok("controllers", f"limits are enforced for {', '.join(NEEDED)}" + (", io" if "io" in have else ""))
+        return
+    yield ok("controllers", f"limits are enforced for {', '.join(NEEDED)}" + (", io" if "io" in have else ""))
     if "io" not in have:
         models = (session.daemon and session.daemon.models) or ()
         weighted = [m.name for m in models if m.io_weight not in (None, _DEFAULT_IO_WEIGHT)]
@@ -183,7 +185,9 @@ def _installed(found: Daemon) -> Iterator[Line]:
     if load == "not-found":
         yield warning("install", "cortexd runs by hand: systemd has no cortexd.service to repair it with", _INSTALL)
     elif load == "masked":
-        yield warning("install", "cortexd.service is masked", "'systemctl --user unmask cortexd.service' allows it again")
+        yield warning(
+            "install", "cortexd.service is masked", "'systemctl --user unmask cortexd.service' allows it again"
+        )
     elif state == "disabled":
         yield note(
             "install",

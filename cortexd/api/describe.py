@@ -49,6 +49,7 @@ def model_properties(view: ModelView) -> dict[str, Any]:
         "ControlGroup": unit.control_group,
         "StatusText": unit.status_text,
         "NRestarts": unit.n_restarts,
+        "UsualLoadUSec": round(model.usual_load * 1e6),
         "StateChangeTimestamp": unit.state_change,
     }
 

@@ -52,6 +52,7 @@ def model(name: str, **changes: Any) -> dict[str, Any]:
         "ControlGroup": "",
         "StatusText": "",
         "NRestarts": 0,
+        "UsualLoadUSec": 0,
         "StateChangeTimestamp": 0,
         "MemoryCurrent": MISSING,
         "CPUUsageNSec": MISSING,

@@ -65,7 +65,9 @@ class Server:
 @pytest.fixture(scope="module")
 def served(vllm: Vllm) -> Iterator[dict[str, Any]]:
     """The properties of a model that is ready."""
-    vllm.register("served", "--api-key", "auto", "--max-model-len", "4096", "--extra-args", "--seed 7")
+    vllm.register(
+        "served", "--api-key", "auto", "--max-model-len", "16384", "--port", "8101", "--extra-args", "--seed 7"
+    )
     found = vllm.start("served")
     assert found["State"] == "ready", vllm.journal("served")[-5000:]
     yield found
@@ -87,12 +89,12 @@ def test_the_python_that_has_it_is_found_where_its_program_cannot_work(served: d
 def test_every_option_of_register_reaches_it(served: dict[str, Any], server: Server, vllm: Vllm, model: Path) -> None:
     (said,) = [line for line in vllm.journal("served").splitlines() if "non-default args:" in line]
     for part in (
-        "'host': '127.0.0.1'", f"'port': {served['Settings']['port']}", f"'model': '{model}'", "'max_model_len': 4096",
+        "'host': '127.0.0.1'", f"'model': '{model}'", "'max_model_len': 16384", "'port': 8101",
         "'served_model_name': ['served']", f"'kv_cache_memory_bytes': {2 << 30}", "'seed': 7",
     ):  # fmt: skip
         assert part in said
     (listed,) = json.loads(server.ask("/v1/models")[1])["data"]
-    assert (listed["id"], listed["max_model_len"]) == ("served", 4096)
+    assert (listed["id"], listed["max_model_len"]) == ("served", 16384)
 
 
 def test_its_key_is_asked_of_clients_and_of_no_probe(server: Server, served: dict[str, Any], vllm: Vllm) -> None:
@@ -117,14 +119,14 @@ def test_engine_probe_generates_one_token(server: Server) -> None:
 def test_counters_grow_while_it_generates(server: Server) -> None:
     before = server.work()
     answers: list[dict[str, Any]] = []
-    client = threading.Thread(target=lambda: answers.append(server.generate(4000)))
+    client = threading.Thread(target=lambda: answers.append(server.generate(10000)))
     client.start()
     seen = []
     while client.is_alive():
         seen.append(server.work() - before)
     client.join()
-    assert answers[0]["usage"]["completion_tokens"] == 4000
-    assert len({work for work in seen if 0 < work < 4000}) >= 2, seen
+    assert answers[0]["usage"]["completion_tokens"] == 10000
+    assert len({work for work in seen if 0 < work < 10000}) >= 2, seen
 
 
 def test_health_of_a_ready_server(server: Server, vllm: Vllm) -> None:
@@ -165,4 +167,4 @@ def test_stop_while_it_generates(server: Server, vllm: Vllm) -> None:
     assert left == ""
 
 
-LONG = json.dumps({"prompt": "abc", "max_tokens": 4000, "ignore_eos": True})
+LONG = json.dumps({"prompt": "abc", "max_tokens": 15000, "ignore_eos": True})
