@@ -44,6 +44,9 @@ test-vllm: deps venv ## a real vLLM for CPUs (3.4 GB, once); ARGS="-k name" goes
 	@PYTHON=$(BIN)/python scripts/get-vllm .demo/vllm
 	@TEST_VLLM=1 $(BIN)/pytest tests/vllm $(ARGS)
 
+soak: deps venv ## thirty models under random kills and hangs, the daemon's own included; MINUTES=5
+	@MINUTES=$(or $(MINUTES),5) $(BIN)/pytest -q -s tests/soak/soak.py $(ARGS)
+
 demo: venv ## a real llama-server as a service: start, ask, kill, watch it come back
 	@scripts/demo
 
@@ -65,4 +68,4 @@ clean: ## everything that the other targets made in this folder
 	@rm -rf .venv .demo build .coverage .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help deps venv lint test test-private test-machine test-vllm demo install uninstall man completion clean
+.PHONY: help deps venv lint test test-private test-machine test-vllm soak demo install uninstall man completion clean

@@ -22,6 +22,7 @@ from cortexd.events import Event, shown_settings
 from cortexd.kinds import Value
 from cortexd.model import ModelSpec, parse_settings
 from cortexd.names import check_name
+from cortexd.rebuild import rebuild
 from cortexd.registered import Definition, Model
 from cortexd.registration import Caller, fill_in
 from cortexd.scope import Scope
@@ -139,6 +140,8 @@ class Catalog:
 
     async def load(self) -> None:
         """Read the database, write unit files that are missing or outdated, and report what belongs to no model."""
+        if self._store.new:
+            self.warnings += await rebuild(self._store, self._scope.unit_folder)
         rows = await self._store.models()
         for row in rows:
             try:

@@ -34,7 +34,8 @@ class Definer:
         plan = backend.plan(spec, self._scope.with_environment(spec.env))
         if check:
             backend.check_env(spec, plan)
-        text = files.with_marker(render_unit(spec, plan, self._scope, self._tools, secrets.names))
+        text = render_unit(spec, plan, self._scope, self._tools, secrets.names)
+        text = files.with_marker(files.settings_line(explicit) + text)
         return Definition(explicit, spec, backend, plan, text, secrets)
 
     def again(self, model: Model) -> Definition:

@@ -372,11 +372,6 @@ def _file_in_the_way(home: Path) -> None:
     (home / ".cortex").touch()
 
 
-def _no_database(home: Path) -> None:
-    (home / ".cortex").mkdir()
-    (home / ".cortex" / "models.db").write_text("no database" * 1000)
-
-
 def _closed(home: Path) -> None:
     home.chmod(0o500)
 
@@ -385,7 +380,6 @@ def _closed(home: Path) -> None:
     ("harm", "says"),
     [
         (_file_in_the_way, "/.cortex cannot be used: File exists; check it and its folder, or move it away"),
-        (_no_database, "/.cortex/models.db: file is not a database; check the disk, or move the file away"),
         (_closed, "/.cortex cannot be used: Permission denied; check it and its folder, or move it away"),
     ],
 )
@@ -396,6 +390,31 @@ def test_a_home_that_cannot_be_used_is_one_clear_line(tmp_path: Path, harm: obje
     done = _fails(os.EX_CONFIG, HOME=str(home), XDG_CONFIG_HOME="", XDG_CACHE_HOME="")
     home.chmod(0o700)
     assert done.endswith(f" ERROR {home}{says}")
+
+
+@pytest.mark.parametrize("harm", ["damaged", "missing"])
+def test_a_lost_database_is_made_again_from_the_unit_files(daemon: Daemon, cortex: Cortex, harm: str) -> None:
+    cortex.register_tiny("tiny", "--env", "A=b c")
+    cortex.run("start", "tiny")
+    before = cortex.properties("tiny")
+    daemon.kill()
+    data = Path.home() / ".cortex"
+    for path in data.glob("models.db*"):
+        path.unlink()
+    if harm == "damaged":
+        (data / "models.db").write_text("no database" * 1000)
+    daemon.start()
+    after = cortex.properties("tiny")
+    same = ("InvocationID", "State", "Settings", "RestartNeeded")
+    assert [after[key] for key in same] == [before[key] for key in same]
+    assert list(data.glob("models.db.damaged-*")) if harm == "damaged" else True
+    told = subprocess.run(
+        ["busctl", "--user", "get-property", BUS_NAME, "/org/cortexlinux/Cortex1", f"{BUS_NAME}.Manager", "Warnings"],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert "the database was lost; registered again from their unit files: tiny" in told
+    for path in data.glob("models.db.damaged-*"):
+        path.unlink()
 
 
 def test_no_bus_is_one_clear_line(tmp_path: Path) -> None:

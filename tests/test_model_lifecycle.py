@@ -390,7 +390,7 @@ class TestLife:
     def test_a_start_that_fails_says_why(self, cortex: Cortex, registered: str) -> None:
         cortex.run("set", registered, "extra_args=--no-such-option", "RestartSec=60")
         error = cortex.fails("start", registered)
-        assert "status 1" in error and "logs" in error
+        assert "does not know the option --no-such-option" in error and "cortexctl why" in error
         cortex.run("stop", registered)
         assert cortex.properties(registered)["State"] == "stopped"
 

@@ -58,7 +58,8 @@ def test_every_setting_of_the_issue_is_in_the_table_with_its_default() -> None:
         "health.enabled": True, "health.endpoint": "/health", "health.interval_seconds": 30, "health.timeout_seconds": 10,
         "health.max_failures": 3, "health.probe": "http", "health.busy_timeout_seconds": 600,
         "health.startup_delay_seconds": 60, "health.startup_timeout_seconds": 3600, "health.startup_stall_seconds": 120,
-        "RestartSec": 10, "StartLimitIntervalSec": 300, "StartLimitBurst": 5,
+        "RestartSec": 10, "StartLimitIntervalSec": 300, "StartLimitBurst": 5, "max_restarts": 5,
+        "stable_after_seconds": 600,
         # The backend's own.
         "Restart": "always", "TasksMax": 4096,
     }  # fmt: skip
@@ -75,6 +76,7 @@ def test_what_needs_no_restart() -> None:
     assert {name for name, row in SETTINGS.items() if row.live} == {
         "health.enabled", "health.interval_seconds", "health.timeout_seconds", "health.max_failures",
         "health.startup_delay_seconds", "health.probe", "health.busy_timeout_seconds",
+        "max_restarts", "stable_after_seconds",
     }  # fmt: skip
 
 
@@ -438,6 +440,8 @@ def test_vllm_before_python(bin_folder: Path) -> None:
     program(bin_folder / "python")
     assert fill({"path": "a/b"}, bin_folder)["exec"] == str(bin_folder / "python")
     program(bin_folder / "vllm")
+    assert fill({"path": "a/b"}, bin_folder)["exec"] == str(bin_folder / "python"), "a build of another name"
+    (bin_folder.parent / "lib/python3.12/site-packages/vllm-0.33.0.dist-info").mkdir()
     assert fill({"path": "a/b"}, bin_folder)["exec"] == str(bin_folder / "vllm")
 
 

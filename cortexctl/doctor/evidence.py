@@ -146,7 +146,7 @@ class Gpus:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Files:
-    """Our files, and the room for them."""
+    """Our files."""
 
     present: bool
     """~/.cortex is there."""
@@ -158,7 +158,6 @@ class Files:
     """What is neither a regular file nor a folder where one of ours should be."""
     set_aside: tuple[Path, ...] = ()
     """Damaged databases that cortexd kept."""
-    rooms: tuple[Folder, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +191,8 @@ class Evidence:
     kernel: Kernel | Unseen
     gpus: Gpus | Unseen
     files: Files | Unseen
+    rooms: tuple[Folder, ...] | Unseen
+    """~/.cortex, then the caches."""
     verified: Verified | Unseen
     journal: str | Unseen | None
     """Why the user cannot read it, with the remedy behind a semicolon; None where they can."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
@@ -16,21 +15,13 @@ from cortexctl.journal import unreadable
 
 T = TypeVar("T")
 
-_FIRST, _SECOND = 5.0, 3.0
-"""Seconds for all the looks together, and for the versions of the programs that they found."""
-
-
-def user_name() -> str:
-    """The user's, or the number where the user database has none."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
+_FIRST, _SECOND = 5.5, 3.0
+"""Seconds for all the looks together (a bus has five to let us in), and for the versions of the programs that they found."""
 
 
 def collect() -> Evidence:
     """Look at everything; at most some eight seconds, on a machine where nothing answers."""
-    user, where = user_name(), look_files.places(os.environ)
+    user, where = look_session.user_name(), look_files.places(os.environ)
     path = os.environ.get("PATH") or os.defpath
     seen = all_at_once(
         {
@@ -39,6 +30,7 @@ def collect() -> Evidence:
             "kernel": look_machine.kernel,
             "gpus": lambda: look_machine.gpus(user),
             "files": lambda: look_files.files(where),
+            "rooms": lambda: look_files.rooms(where),
             "verified": lambda: look_files.verified(where),
             "journal": unreadable,
             "built_in": lambda: look_machine.built_in(path),
@@ -85,7 +77,7 @@ def judge(seen: Evidence, uid: int) -> dict[str, list[Line]]:
         "Files": [
             *_of("files", "your files", files, lambda f: rules_files.modes(f, seen.user)),
             *_of("", "", files, rules_files.leftovers),
-            *_of("", "", files, rules_files.room),
+            *_of("room", "the room on your disks", seen.rooms, rules_files.room),
         ],
     }
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from cortexctl.bus import Bus, Call
 from cortexctl.diagnose import SYSTEMD, UNIT
 from cortexctl.doctor.line import Cure, Fix
-from cortexctl.doctor.look_session import LOGIND, LOGIND_PATH, system_bus
+from cortexctl.doctor.look_session import LOGIND, LOGIND_PATH, system_bus, user_name
 from cortexctl.errors import CtlError
 
 _SECONDS = 90.0
@@ -28,12 +28,13 @@ def apply(fix: Fix, *, interactive: bool) -> None:
 
 
 def _linger(interactive: bool) -> None:
-    bus = Bus(autostart=False, where=system_bus(os.environ))
     body = (os.getuid(), True, interactive)
     try:
+        bus = Bus(autostart=False, where=system_bus(os.environ))
         bus.call(Call(LOGIND_PATH, f"{LOGIND}.Manager", "SetUserLinger", "ubb", body, LOGIND), _SECONDS)
     except CtlError as e:
-        raise CtlError(e.name, f"logind did not let your services linger: {e.message}; as root it will") from None
+        remedy = f"'sudo loginctl enable-linger {user_name()}' does"
+        raise CtlError(e.name, f"logind did not let your services linger: {e.message}; {remedy}") from None
 
 
 def _close(paths: Sequence[str]) -> None:
@@ -59,7 +60,7 @@ def _close(paths: Sequence[str]) -> None:
 
 def _unit_job(method: str) -> None:
     bus = Bus(autostart=False)
-    bus.watch(f"type='signal',sender='{SYSTEMD}',interface='{SYSTEMD}.Manager',member='JobRemoved'")
+    bus.watch(f"sender='{SYSTEMD}',interface='{SYSTEMD}.Manager',member='JobRemoved'")
 
     def manager(member: str, signature: str = "", *body: str) -> Call:
         return Call("/org/freedesktop/systemd1", f"{SYSTEMD}.Manager", member, signature, body, SYSTEMD)

@@ -43,7 +43,7 @@ def places(environ: Mapping[str, str]) -> Places:
 
 
 def files(where: Places) -> Files:
-    """Modes, owners, leftovers and room."""
+    """Modes, owners and leftovers."""
     found: dict[str, list[Path]] = {"open": [], "not_ours": [], "odd": []}
     for path in _private(where):
         if kind := _fault(path, may_be_link=path == where.data):
@@ -54,8 +54,12 @@ def files(where: Places) -> Files:
         not_ours=tuple(found["not_ours"]),
         odd=tuple(found["odd"]),
         set_aside=tuple(sorted(where.data.glob("models.db.damaged-*[0-9]"))[:_MOST]),
-        rooms=tuple(machine.folder(folder) for folder in dict.fromkeys((where.data, *where.caches))),
     )
+
+
+def rooms(where: Places) -> tuple[machine.Folder, ...]:
+    """Our folder, then the caches: apart from the files, since a cache may lie on a network that is down."""
+    return tuple(machine.folder(folder) for folder in dict.fromkeys((where.data, *where.caches)))
 
 
 def _private(where: Places) -> Iterator[Path]:

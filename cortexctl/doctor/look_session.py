@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +25,14 @@ _MANAGER_PATH = "/org/freedesktop/systemd1"
 LOGIND = "org.freedesktop.login1"
 LOGIND_PATH = "/org/freedesktop/login1"
 LINGERING = Path("/var/lib/systemd/linger")
+
+
+def user_name() -> str:
+    """The calling user's, or the number where the user database has none."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def system_bus(environ: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from cortexctl.doctor.evidence import Files, Unseen, Verified
 from cortexctl.doctor.line import Cure, Fix, Line, error, from_sentence, note, ok, warning
 from cortexctl.human import size
+from cortexd.diagnosis.machine import Folder
 
 LITTLE_ROOM = 1 << 30
 """Bytes, for what backends download; our own files need far less."""
@@ -42,10 +43,10 @@ def leftovers(files: Files) -> Iterator[Line]:
         yield note("leftover", text, "delete it with its -wal and -shm when all your models are registered again")
 
 
-def room(files: Files) -> Iterator[Line]:
-    """Space on disks."""
+def room(rooms: Sequence[Folder]) -> Iterator[Line]:
+    """Space on disks: in our folder, which comes first, and in caches."""
     faults: list[Line] = []
-    for number, folder in enumerate(files.rooms):
+    for number, folder in enumerate(rooms):
         ours = number == 0
         if folder.obstacle is not None:
             make = error if ours else warning
@@ -56,7 +57,7 @@ def room(files: Files) -> Iterator[Line]:
             what = "cortexd writes its database there" if ours else "it is where models are downloaded to"
             faults.append(warning("room", text, f"make room: {what}"))
     yield from faults
-    known = [folder for folder in files.rooms[1:] if folder.free is not None]
+    known = [folder for folder in rooms[1:] if folder.free is not None]
     if known and not faults:
         least = min(known, key=lambda folder: folder.free or 0)
         yield ok("room", f"{size(least.free or 0)} are free where models are downloaded to")
@@ -73,7 +74,8 @@ def units(verified: Verified | Unseen) -> Iterator[Line]:
         more = len(verified.complaints) - _MOST
         yield warning("units", f"systemd complains of units {more} times more", "see 'systemd-analyze --user verify'")
     if verified.units and not verified.complaints:
-        yield ok("units", f"systemd has nothing to say against {verified.units} unit files")
+        files = "the unit file" if verified.units == 1 else f"{verified.units} unit files"
+        yield ok("units", f"systemd has nothing to say against {files}")
 
 
 def journal(problem: str | Unseen | None) -> Iterator[Line]:

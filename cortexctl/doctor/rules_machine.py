@@ -49,7 +49,7 @@ def _obstacle(found: Namespaces) -> tuple[str, str]:
     name = "kernel.apparmor_restrict_unprivileged_userns"
     if settings.get(name) == 1:
         return (
-            f"AppArmor forbids it, as Ubuntu does since 23.10 ({name} is 1)",
+            f"AppArmor forbids it, as Ubuntu does since 24.04 ({name} is 1)",
             f"{_sysctl(name, 0)}; it is a protection of the kernel's that is given up for all programs",
         )
     return (

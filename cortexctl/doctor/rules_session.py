@@ -15,11 +15,12 @@ OLDEST_SYSTEMD = 252
 NEEDED = ("cpu", "memory", "pids")
 _MOST = 5  # lines of one kind
 _DEFAULT_IO_WEIGHT = 100
-_DROP_IN = "/etc/systemd/system/user@.service.d/delegate.conf"
+_FOLDER = "/etc/systemd/system/user@.service.d"
 DELEGATE = (
-    f"put these two lines into {_DROP_IN}: [Service] and Delegate=cpu cpuset io memory pids, then "
-    "'sudo systemctl daemon-reload', and reboot or log out of all sessions"
+    f"sudo mkdir -p {_FOLDER} && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' | "
+    f"sudo tee {_FOLDER}/delegate.conf, then reboot"
 )
+"""For root: systemd's own default with cpuset and io beside it (systemd.resource-control(5))."""
 _INSTALL = "'make install' in cortexd's folder completes it; models go on running"
 
 
@@ -177,14 +178,13 @@ def _absent(found: Daemon) -> Iterator[Line]:
 
 def _installed(found: Daemon) -> Iterator[Line]:
     """What `make install` makes, of a daemon that runs all the same."""
+    unit = found.unit or {}
+    load, state = unit.get("LoadState"), unit.get("UnitFileState")
     if not found.activatable:
         yield warning("install", "the bus has no activation file for cortexd: it is not started on demand", _INSTALL)
-    if found.unit is None:
-        return
-    load, state = found.unit.get("LoadState"), found.unit.get("UnitFileState")
-    if load == "not-found":
+    elif load == "not-found":
         yield warning("install", "cortexd runs by hand: systemd has no cortexd.service to repair it with", _INSTALL)
-    elif load == "masked":
+    if load == "masked":
         yield warning(
             "install", "cortexd.service is masked", "'systemctl --user unmask cortexd.service' allows it again"
         )

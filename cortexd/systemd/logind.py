@@ -46,7 +46,7 @@ class LogindClient:
             await self._listening.subscribe(rule, on_signal)
         except (BusError, BusGone, BusTimeout) as e:
             # A gap between the clocks tells of sleep, too, at the next probe.
-            log.info("logind does not tell of sleep: %s", e)
+            log.debug("logind does not tell of sleep: %s", e)
 
     def close(self) -> None:
         """See Logind."""

@@ -133,7 +133,7 @@ def test_two_servers_share_the_store_and_not_the_model(cortex: Cortex, ollama: S
                 "registry": {"llama3:8b": 100},
                 "load_error": "model requires more system memory (40.0 GiB) than is available",
             },
-            "model requires more system memory (40.0 GiB) than is available",
+            "it needs 40.0 GiB of memory, which the machine does not have free",
         ),
     ],
 )

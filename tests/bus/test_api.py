@@ -207,6 +207,7 @@ async def test_what_a_model_says_of_itself(client: Client, house: House) -> None
         "UnitFileState": "disabled", "FragmentPath": str(house.path()), "DropInPaths": [],
         "InvocationID": house.unit().invocation_id, "MainPID": house.unit().main_pid, "NRestarts": 0,
         "ControlGroup": f"/fake/{unit}", "StatusText": "", "StateChangeTimestamp": house.unit().state_change,
+        "UsualLoadUSec": round(house.manager.view("a").model.usual_load * 1e6),
         "MemoryCurrent": 5, "CPUUsageNSec": 6, "TasksCurrent": 7,
     }  # fmt: skip
     told = {k: v for k, v in found.items() if k not in ("Settings", "RestartNeeded", "Health")}
@@ -661,7 +662,7 @@ async def test_a_probe_that_is_asked_for(client: Client, house: House) -> None:
     found = await client.model("a", "CheckHealth", "a{sv}", {})
     assert {k: v for k, v in found.items() if k != "LatencyUSec"} == {
         "Healthy": False, "Outcome": "not-running", "Reason": "it is stopped", "Endpoint": "http://127.0.0.1:18015/health", "Failures": 0,
-        "MaxFailures": 3, "Next": "nothing: the model is not running",
+        "MaxFailures": 3, "Next": "nothing: the model is not running", "History": [],
     }  # fmt: skip
     await (await house.start()).wait()
     found = await client.model("a", "CheckHealth", "a{sv}", {})

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cortexctl.doctor import bounded, look_machine, rules_machine
+from cortexctl.doctor import bounded, look_machine, rules_machine, userns
 from cortexctl.doctor.evidence import Gpus, Kernel, Listed, Model, Namespaces, Node, Program, Unseen
 from cortexctl.doctor.line import Level, Line
 from cortexd.backends import BACKENDS
@@ -101,7 +101,7 @@ def test_namespaces_are_really_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert look_machine.kernel().namespaces == Namespaces(obstacle="", settings=settings_here())
     refusing = tmp_path / "refusing.py"
     refusing.write_text("print('writing its uid_map: Operation not permitted'); raise SystemExit(1)")
-    monkeypatch.setattr(look_machine.userns, "__file__", str(refusing))
+    monkeypatch.setattr(userns, "__file__", str(refusing))
     seen = look_machine.kernel().namespaces
     assert isinstance(seen, Namespaces) and seen.obstacle == "writing its uid_map: Operation not permitted"
 

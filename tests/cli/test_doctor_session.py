@@ -87,7 +87,8 @@ def test_failed_units_of_ours_and_of_others() -> None:
     assert other.remedy == "see 'systemctl --user status cortexd.service'"
     assert theirs.level is Level.NOTE and theirs.text.startswith("2 units ")
     many = of_manager(failed=tuple(f"cortex-{n}.service" for n in range(9)))
-    assert len(many) == 7 and many[-1].text == "4 more have failed"
+    assert len(many) == 7 and (many[-1].level, many[-1].text) == (Level.WARNING, "4 more have failed")
+    assert len(of_manager(failed=tuple(f"cortex-{n}.service" for n in range(5)))) == 6, "none is left to be counted"
 
 
 def test_controllers() -> None:
@@ -96,6 +97,8 @@ def test_controllers() -> None:
         return list(rules_session.delegation(replace(SESSION, manager=manager, daemon=daemon)))
 
     stock = ALL - {"io"}
+    assert [line.text for line in of(ALL)] == ["limits are enforced for cpu, memory, pids, io"]
+    assert of(stock)[0].text == "limits are enforced for cpu, memory, pids"
     assert [line.level for line in of(stock)] == [Level.OK, Level.NOTE]
     (_, note) = of(stock, Model(name="a", host="", port=1, io_weight=100))
     assert note.level is Level.NOTE and "Delegate=cpu cpuset io memory pids" in note.remedy
@@ -118,11 +121,13 @@ def test_another_version_and_a_silent_daemon_can_be_restarted() -> None:
     for line in (of_daemon(version="9.9")[0], of_daemon(version=None, models=None)[0]):
         assert line.wrong and line.fix is not None and line.fix.cure is Cure.RESTART
     assert "9.9" in of_daemon(version="9.9")[0].text
+    assert of_daemon(version=None, models=None)[0].level is Level.ERROR
 
 
 def test_a_running_daemon_that_is_half_installed() -> None:
     assert "activation file" in of_daemon(activatable=False)[1].text
     assert "by hand" in of_daemon(unit={"LoadState": "not-found"})[1].text
+    assert len(of_daemon(unit={"LoadState": "not-found"}, activatable=False)) == 2, "one sentence, one remedy"
     assert "unmask" in of_daemon(unit={"LoadState": "masked"})[1].remedy
     disabled = of_daemon(unit={**UNIT, "UnitFileState": "disabled"})[1]
     assert disabled.level is Level.NOTE and disabled.remedy == "systemctl --user enable cortexd.service"
@@ -133,7 +138,7 @@ def test_warnings_of_the_daemon_are_shown() -> None:
         warnings=("row 7 cannot be read; delete it", *"abcde"),
         models=(Model(name="m", host="", port=1, warned=True), Model(name="n", host="", port=2)),
     )
-    assert (lines[1].text, lines[1].remedy) == ("row 7 cannot be read", "delete it")
+    assert (lines[1].level, lines[1].text, lines[1].remedy) == (Level.WARNING, "row 7 cannot be read", "delete it")
     assert lines[-2].text == "1 more warnings of cortexd's"
     assert lines[-1].level is Level.NOTE and lines[-1].text == "there are warnings about m: 'cortexctl status NAME'"
 

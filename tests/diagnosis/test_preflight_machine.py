@@ -305,8 +305,11 @@ def test_each_backend_knows_how_to_ask_its_program() -> None:
     assert Versions().ask(there, ENVIRONMENT, 20).status == 0
 
 
-def test_a_program_of_a_backend_file_is_not_asked() -> None:
+def test_a_program_of_a_backend_file_is_not_asked_but_a_python_for_its_package() -> None:
     scope = user_scope({"HOME": "/h"})
+    backend = backend_of("whisper", scope)
+    spec = build_spec("m", {"path": "/m.bin", "exec": "/v/whisper-server", "backend": "whisper"}, backend.defaults(0))
+    assert backend.version_command(spec) == ()
     backend = backend_of("sglang", scope)
     spec = build_spec("m", {"path": "org/name", "exec": "/v/python", "backend": "sglang"}, backend.defaults(0))
-    assert backend.version_command(spec) == ()
+    assert backend.version_command(spec)[:2] == ("/v/python", "-c")

@@ -1,0 +1,196 @@
+"""doctor's look at our files, its rules about them, and the repair of their modes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cortexctl.doctor import fixes, look_files, rules_files
+from cortexctl.doctor.evidence import Files, Places, Unseen, Verified
+from cortexctl.doctor.line import Cure, Fix, Level, Line
+from cortexctl.errors import CtlError
+from cortexd.diagnosis.machine import Folder
+from cortexd.scope import user_scope
+from cortexd.units.files import with_marker
+
+FILES = Files(present=True)
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Places:
+    """A user's folders with everything that cortexd makes, as it makes it."""
+    found = look_files.places({"HOME": str(tmp_path)})
+    secret = found.data / "secrets" / "a"
+    for folder in (secret, found.data / "logs", found.unit_folder):
+        folder.mkdir(parents=True, mode=0o700)
+    for folder in (found.data, secret.parent):
+        folder.chmod(0o700)
+    for file in (found.data / "models.db", found.data / "models.db-wal", secret / "environment"):
+        write(file)
+    write(found.unit_folder / "cortex-a.service", with_marker("[Service]\nExecStart=/bin/true\n"))
+    return found
+
+
+def write(file: Path, text: str = "", mode: int = 0o600) -> None:
+    file.write_text(text)
+    file.chmod(mode)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"XDG_CONFIG_HOME": "/c", "XDG_CACHE_HOME": "/k", "HF_HOME": "/h"},
+        {"XDG_CACHE_HOME": "relative", "HF_HUB_CACHE": "/hub", "OLLAMA_MODELS": "/o", "VLLM_CACHE_ROOT": "/v"},
+    ],
+)
+def test_the_folders_are_the_daemons(environ: dict[str, str]) -> None:
+    environ = {"HOME": "/home/ann", **environ}
+    here, scope = look_files.places(environ), user_scope(environ)
+    assert (here.data, here.unit_folder) == (scope.data, scope.unit_folder)
+    hub = scope.kept_in("HF_HUB_CACHE", scope.kept_in("HF_HOME", scope.cache / "huggingface") / "hub")
+    llama = scope.kept_in("LLAMA_CACHE", scope.cache / "llama.cpp")
+    ollama = scope.kept_in("OLLAMA_MODELS", scope.home / ".ollama" / "models")
+    assert here.caches == (hub, llama, ollama, scope.kept_in("VLLM_CACHE_ROOT", scope.cache / "vllm"))
+
+
+def test_what_cortexd_makes_is_in_order(where: Places) -> None:
+    seen = look_files.files(where)
+    assert seen.present and not (seen.open or seen.not_ours or seen.odd or seen.set_aside)
+    rooms = look_files.rooms(where)
+    assert [room.path for room in rooms] == [where.data, *where.caches] and all(room.free for room in rooms)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".cortex",
+        ".cortex/models.db",
+        ".cortex/models.db-wal",
+        ".cortex/secrets",
+        ".cortex/secrets/a",
+        ".cortex/secrets/a/environment",
+        ".cortex/logs",
+        ".config/systemd/user/cortex-a.service",
+    ],
+)
+@pytest.mark.parametrize("extra", [0o040, 0o001])
+def test_wrong_modes_are_found_and_mended(where: Places, tmp_path: Path, name: str, extra: int) -> None:
+    path = tmp_path / name
+    mode = path.stat().st_mode & 0o7777
+    path.chmod(mode | extra)
+    seen = look_files.files(where)
+    assert seen.open == (path,)
+    (line,) = rules_files.modes(seen, "ann")
+    assert line.level is Level.WARNING and line.remedy == f"chmod go= {path}"
+    assert line.fix is not None and line.fix.cure is Cure.CLOSE
+    fixes.apply(line.fix, interactive=False)
+    assert path.stat().st_mode & 0o7777 == mode and look_files.files(where).open == ()
+
+
+def test_a_unit_that_is_not_ours_keeps_its_mode(where: Places) -> None:
+    write(where.unit_folder / "cortex-other.service", "[Service]\nExecStart=/bin/true\n", 0o644)
+    assert look_files.files(where).open == ()
+
+
+def test_links_and_the_like_are_named_and_never_followed(where: Places, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    write(target, mode=0o644)
+    (where.data / "models.db").unlink()
+    (where.data / "models.db").symlink_to(target)
+    secret = where.data / "secrets" / "b"
+    secret.mkdir(mode=0o700)
+    os.mkfifo(secret / "environment")
+    seen = look_files.files(where)
+    assert seen.odd == (where.data / "models.db", secret / "environment") and seen.open == ()
+    (line,) = rules_files.modes(seen, "ann")
+    assert line.level is Level.ERROR and line.fix is None
+    with pytest.raises(CtlError, match=r"models\.db"):
+        fixes.apply(Fix(Cure.CLOSE, "?", (str(where.data / "models.db"),)), interactive=False)
+    assert target.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_data_folder_elsewhere_is_nothing_wrong(where: Places, tmp_path: Path) -> None:
+    where.data.rename(tmp_path / "elsewhere")
+    where.data.symlink_to(tmp_path / "elsewhere")
+    seen = look_files.files(where)
+    assert not (seen.odd or seen.open)
+
+
+def test_files_of_another_user() -> None:
+    (line,) = rules_files.modes(replace(FILES, not_ours=(Path("/h/.cortex"),)), "ann")
+    assert (line.level, line.remedy) == (Level.ERROR, "sudo chown ann: /h/.cortex")
+
+
+def test_nothing_there_is_nothing_wrong(tmp_path: Path) -> None:
+    seen = look_files.files(look_files.places({"HOME": str(tmp_path)}))
+    assert [line.level for line in rules_files.modes(seen, "ann")] == [Level.OK] and not seen.present
+
+
+def test_a_damaged_database_that_was_kept(where: Places) -> None:
+    for suffix in ("", "-wal"):
+        write(where.data / f"models.db.damaged-20261123T101500{suffix}")
+    (line,) = rules_files.leftovers(look_files.files(where))
+    assert line.level is Level.NOTE and line.text.startswith(f"{where.data}/models.db.damaged-20261123T101500: ")
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("rooms", "level", "words"),
+    [
+        ((Folder(Path("/d"), free=GIB), Folder(Path("/c"), free=9 * GIB)), Level.OK, "9.0G are free"),
+        ((Folder(Path("/d"), free=100), Folder(Path("/c"), free=9 * GIB)), Level.WARNING, "only 100B are free in /d"),
+        ((Folder(Path("/d"), free=GIB), Folder(Path("/c"), free=9)), Level.WARNING, "only 9B are free in /c"),
+        ((Folder(Path("/d"), Path("/")), Folder(Path("/c"), free=GIB)), Level.ERROR, "/d cannot be written"),
+        ((Folder(Path("/d"), free=GIB), Folder(Path("/c"), Path("/x"))), Level.WARNING, "/c cannot be written: /x"),
+    ],
+)
+def test_room(rooms: tuple[Folder, ...], level: Level, words: str) -> None:
+    (line,) = rules_files.room(rooms)
+    assert line.level is level and words in line.text
+
+
+def levels(verified: Verified | Unseen) -> list[Level]:
+    return [line.level for line in rules_files.units(verified)]
+
+
+def test_units() -> None:
+    assert levels(Verified(0)) == []
+    assert levels(Verified(3)) == [Level.OK]
+    assert levels(Unseen("no")) == [Level.NOTE]
+    assert levels(Verified(3, tuple("abcdefg"))) == [Level.WARNING] * 6
+
+
+def test_systemd_is_asked_about_units(where: Places) -> None:
+    assert look_files.verified(where) == Verified(1)
+    write(where.unit_folder / "cortex-b.service", "[Service]\nExecStart=/bin/true\nNoSuchKey=1\n")
+    where.installed_units.mkdir(parents=True)
+    write(where.installed_units / "cortex.slice", "[Unit]\nDescription=x\n")
+    seen = look_files.verified(where)
+    assert isinstance(seen, Verified) and seen.units == 3
+    (complaint,) = seen.complaints
+    assert "cortex-b.service:3" in complaint and "NoSuchKey" in complaint
+
+
+def test_no_systemd_analyze(where: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert isinstance(look_files.verified(where), Unseen)
+
+
+def test_the_journal() -> None:
+    def of(problem: str | Unseen | None) -> Line:
+        (line,) = rules_files.journal(problem)
+        return line
+
+    assert (of(None).level, of(Unseen("no")).level) == (Level.OK, Level.NOTE)
+    line = of("it is volatile; join the group")
+    assert (line.level, line.text, line.remedy) == (
+        Level.WARNING,
+        "logs are not shown: it is volatile",
+        "join the group",
+    )
