@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from cortexd import renewal
 from cortexd.backends import backend_of
+from cortexd.bounded import in_thread
 from cortexd.checks import check_spec, secrets_warnings, warnings_of
 from cortexd.definitions import Definer
-from cortexd.diagnosis.bounded import in_thread
 from cortexd.errors import CortexError, InvalidConfig, ModelExists, NoSuchModel, StoreFailed, UnitConflict
 from cortexd.events import Event, shown_settings
 from cortexd.kinds import Value

@@ -33,7 +33,7 @@ class Definer:
             check_spec(spec, backend, self._scope)
         plan = backend.plan(spec, self._scope.with_environment(spec.env))
         if check:
-            backend.check_env(spec, plan)
+            backend.check_plan(spec, plan)
         text = render_unit(spec, plan, self._scope, self._tools, secrets.names)
         text = files.with_marker(files.settings_line(explicit) + text)
         return Definition(explicit, spec, backend, plan, text, secrets)

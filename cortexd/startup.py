@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cortexd import bounded, gpus
 from cortexd.names import hint_folder
 from cortexd.systemd.cgroup import mount_point
 from cortexd.systemd.protocol import UnitState
@@ -68,7 +68,6 @@ class Startups:
 
     def __init__(self, runtime: Path | None, cached: Callable[[str], UnitState]) -> None:
         self._runtime, self._cached = runtime, cached
-        self._nvidia = shutil.which("nvidia-smi")
         self._marks: dict[str, tuple[str, Sample | None]] = {}
         self._units: dict[str, str] = {}
         self._commands = asyncio.Semaphore(_COMMANDS)
@@ -106,19 +105,19 @@ class Startups:
         look = 0
         while self._units:
             slow = look % _SLOW_PERIOD == 0
-            gpus = await self._gpus() if slow else {}
-            await asyncio.gather(*(self._look(model, gpus, slow) for model in [*self._units]))
+            held = await gpus.memory() if slow else {}
+            await asyncio.gather(*(self._look(model, held, slow) for model in [*self._units]))
             look += 1
             await asyncio.sleep(PERIOD)
 
-    async def _look(self, model: str, gpus: Mapping[int, int], slow: bool) -> None:
+    async def _look(self, model: str, held: Mapping[int, int], slow: bool) -> None:
         run, mark = self._marks.get(model, ("", None))
         if not run:
             return
         unit = self._cached(self._units[model])
         sample, pids = await asyncio.to_thread(read_processes, unit.control_group)
         if slow:
-            gpu, line = sum(gpus.get(pid, 0) for pid in pids), await self._last_line(run)
+            gpu, line = sum(held.get(pid, 0) for pid in pids), await self._last_line(run)
             sample = replace(sample, gpu=gpu, line=line)
         elif mark:
             sample = replace(sample, gpu=mark.gpu, line=mark.line)
@@ -138,48 +137,9 @@ class Startups:
             "journalctl", "--quiet", "--no-pager", "--lines=1", "--output=cat", f"_SYSTEMD_INVOCATION_ID={run}"
         )
 
-    async def _gpus(self) -> dict[int, int]:
-        """GPU memory in bytes by process; empty without NVIDIA's program, or where it does not tell."""
-        if not self._nvidia:
-            return {}
-        query = "--query-compute-apps=pid,used_memory"
-        return parse_gpus(await self._output(self._nvidia, query, "--format=csv,noheader,nounits"))
-
     async def _output(self, *command: str) -> bytes:
-        """The beginning of what a program prints; nothing if it cannot be run or takes too long."""
         async with self._commands:
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *command,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.DEVNULL,
-                )
-            except OSError:
-                return b""
-            assert process.stdout is not None
-            try:
-                async with asyncio.timeout(_DEADLINE):
-                    output = b""
-                    while len(output) < _MAX_OUTPUT and (more := await process.stdout.read(_MAX_OUTPUT)):
-                        output += more
-                    return output
-            except TimeoutError:
-                return b""
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
-
-
-def parse_gpus(output: bytes) -> dict[int, int]:
-    """nvidia-smi's rows "PID, MiB"; a process has one for each GPU. Rows without a figure ("[N/A]") are left out."""
-    found: dict[int, int] = {}
-    for row in output.decode(errors="replace").splitlines():
-        pid, _, mebibytes = (part.strip() for part in row.partition(","))
-        if pid.isdecimal() and mebibytes.isdecimal():
-            found[int(pid)] = found.get(int(pid), 0) + (int(mebibytes) << 20)
-    return found
+            return await bounded.output(*command, seconds=_DEADLINE, limit=_MAX_OUTPUT)
 
 
 def read_processes(control_group: str) -> tuple[Sample, list[int]]:

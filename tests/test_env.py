@@ -36,7 +36,7 @@ def spec_of(backend: str, scope: Scope, *env: str, **explicit: Value) -> ModelSp
     }
     spec = build_spec("m", given, kind.defaults(1))
     check_spec(spec, kind, scope)
-    kind.check_env(spec, kind.plan(spec, scope.with_environment(spec.env)))
+    kind.check_plan(spec, kind.plan(spec, scope.with_environment(spec.env)))
     return spec
 
 

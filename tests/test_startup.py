@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cortexd import startup
+from cortexd import gpus, startup
 from cortexd.names import hint_folder
-from cortexd.startup import Sample, Startups, compare, parse_gpus, read_processes, touch
+from cortexd.startup import Sample, Startups, compare, read_processes, touch
 from cortexd.systemd.protocol import UnitState
 from cortexd.units.render import HINT_FILE
 from tests.support.fixtures import Daemon
@@ -66,7 +66,7 @@ def test_gpu_memory_that_comes_and_goes_is_no_progress() -> None:
     ],
 )
 def test_what_nvidia_smi_says(output: bytes, found: dict[int, int]) -> None:
-    assert parse_gpus(output) == found
+    assert gpus.parse(output) == found
 
 
 def own_group() -> str:

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from cortexd.errors import InvalidConfig
 from cortexd.kinds import Value, redacted
-from cortexd.model import ModelSpec
+from cortexd.model import PROBE_ENGINE, PROBE_HTTP, ModelSpec
 from cortexd.scope import Scope
 
 
@@ -146,8 +146,13 @@ class Backend(ABC):
             if setting := self.owned.get(flag_of(word)):
                 raise InvalidConfig(f"extra_args={word!r}: is given by a setting; use {setting}=")
 
-    def check_env(self, spec: ModelSpec, plan: LaunchPlan) -> None:
-        """Refuse variables of the caller's that would contradict the plan: InvalidConfig naming the variable and the remedy."""
+    def check_plan(self, spec: ModelSpec, plan: LaunchPlan) -> None:
+        """Refuse what the plan has no answer to, and variables of the caller's that would contradict it: InvalidConfig naming
+        setting, value and remedy."""
+        if spec.health.probe == PROBE_ENGINE and plan.engine is None:
+            raise InvalidConfig(
+                f"health.probe={PROBE_ENGINE!r}: {self.name} has no request for a token; use {PROBE_HTTP}"
+            )
         for assignment in spec.env:
             name, _, value = assignment.partition("=")
             setting = self.owned_variables.get(name)

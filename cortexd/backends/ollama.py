@@ -72,9 +72,9 @@ class Ollama(Backend):
                 f"path={spec.path!r}: is one part of several; make one file of them with 'llama-gguf-split --merge'"
             )
 
-    def check_env(self, spec: ModelSpec, plan: LaunchPlan) -> None:
+    def check_plan(self, spec: ModelSpec, plan: LaunchPlan) -> None:
         """The model has to stay loaded."""
-        super().check_env(spec, plan)
+        super().check_plan(spec, plan)
         for assignment in spec.env:
             name = assignment.partition("=")[0]
             if name in ("OLLAMA_KEEP_ALIVE", "OLLAMA_MAX_LOADED_MODELS"):

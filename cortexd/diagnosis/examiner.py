@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from cortexd import gpus
 from cortexd.backends.base import is_reference
+from cortexd.bounded import in_thread
 from cortexd.diagnosis import hub, machine, modelfiles
-from cortexd.diagnosis.bounded import in_thread
 from cortexd.diagnosis.executable import Version, Versions, surroundings
 from cortexd.diagnosis.finding import Finding, Level, error
 from cortexd.diagnosis.hub import Hub
@@ -101,6 +102,8 @@ class Examiner:
         def ask() -> Version | None:
             return self._versions.ask(command, environment, bounds.version, patient=patient) if command else None
 
+        held = await gpus.memory() if spec.gpus else {}
+        holders = await in_thread(bounds.files, lambda: gpus.strays(held)) if held else []
         seen, version, access = await asyncio.gather(
             _or_none(in_thread(bounds.files, lambda: self._look(model))),
             # The bound is the program's; the thread has a little more, to end it.
@@ -117,6 +120,7 @@ class Examiner:
             drop_ins=bool(self._systemd.cached(model.unit).drop_in_paths),
             gpus=seen.gpus if seen else Gpus(None),
             explicit_gpus="gpus" in model.definition.explicit,
+            holders=holders,
             folders=seen.folders if seen else (),
             hub=access,
         )

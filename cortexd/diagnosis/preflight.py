@@ -16,6 +16,7 @@ from cortexd.diagnosis.hub import Access, Hub
 from cortexd.diagnosis.machine import Folder, Gpus
 from cortexd.diagnosis.modelfiles import Survey, size_of
 from cortexd.diagnosis.sandboxed import Denied
+from cortexd.gpus import Holder
 from cortexd.kinds import GIB, INFINITY, size_text
 from cortexd.model import ModelSpec
 
@@ -46,6 +47,8 @@ class Evidence:
     """The user's drop-ins may give the unit what the program lacked when it was asked."""
     gpus: Gpus = field(default_factory=lambda: Gpus(None))
     explicit_gpus: bool = False
+    holders: Sequence[Holder] = ()
+    """Processes of the user's that hold GPU memory beside the models."""
     folders: Sequence[Folder] = ()
     hub: Hub | None = None
 
@@ -58,6 +61,7 @@ def findings(spec: ModelSpec, backend: Backend, seen: Evidence) -> list[Finding]
         *_folders(seen),
         *_sandbox(spec, seen),
         *_gpus(spec, seen),
+        *_holders(spec, seen),
         *_memory(spec, seen),
         *_hub(spec, seen),
     )
@@ -149,6 +153,14 @@ def _gpus(spec: ModelSpec, seen: Evidence) -> Iterator[Finding]:
         if gpu.startswith("GPU-") and there.identifiers and not any(i.startswith(gpu) for i in there.identifiers):
             yield error("gpus", named, f"this machine has no {gpu}", "'nvidia-smi -L' shows those that it has")
             return
+
+
+def _holders(spec: ModelSpec, seen: Evidence) -> Iterator[Finding]:
+    if not spec.gpus:
+        return
+    for holder in seen.holders[:_MAX_SAME]:
+        who = f"process {holder.pid} ({holder.program}) of yours holds {size_of(holder.memory)} of GPU memory"
+        yield warning("gpus", ",".join(spec.gpus), who, f"end it if it is a leftover: kill {holder.pid}")
 
 
 def _memory(spec: ModelSpec, seen: Evidence) -> Iterator[Finding]:

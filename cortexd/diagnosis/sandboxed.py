@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cortexd.bounded import in_thread
 from cortexd.diagnosis import inside
-from cortexd.diagnosis.bounded import in_thread
 from cortexd.errors import CortexError
 from cortexd.names import CHECK_PREFIX, SLICE
 from cortexd.registered import Model

@@ -121,4 +121,4 @@ def test_a_gguf_file_is_looked_at(gguf: Path, tmp_path: Path) -> None:
 def test_a_users_own_variable_for_gpus_contradicts_the_setting() -> None:
     spec = spec_of("llamacpp", env=("GGML_VK_VISIBLE_DEVICES=3",))
     with pytest.raises(InvalidConfig, match="env='GGML_VK_VISIBLE_DEVICES': is given by a setting; use gpus="):
-        BACKENDS["llamacpp"].check_env(spec, plan_of("llamacpp"))
+        BACKENDS["llamacpp"].check_plan(spec, plan_of("llamacpp"))

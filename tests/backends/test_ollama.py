@@ -142,7 +142,7 @@ def test_how_ollama_writes_a_tag(tag: str, shown: str) -> None:
 def test_no_variable_lets_the_model_go(variable: str) -> None:
     spec = spec_of("ollama", env=(f"{variable}=5m",))
     with pytest.raises(InvalidConfig, match=f"env='{variable}': cortexd keeps exactly one model loaded; leave it out"):
-        BACKENDS["ollama"].check_env(spec, plan_of("ollama"))
+        BACKENDS["ollama"].check_plan(spec, plan_of("ollama"))
 
 
 @pytest.mark.parametrize(
@@ -152,5 +152,5 @@ def test_no_variable_lets_the_model_go(variable: str) -> None:
 def test_no_variable_contradicts_a_setting(variable: str, setting: str) -> None:
     spec = spec_of("ollama", env=(f"{variable}=7",))
     with pytest.raises(InvalidConfig, match=f"env='{variable}': is given by a setting; use {setting}="):
-        BACKENDS["ollama"].check_env(spec, plan_of("ollama"))
-    BACKENDS["ollama"].check_env(spec_of("ollama", env=("OLLAMA_FLASH_ATTENTION=1",)), plan_of("ollama"))
+        BACKENDS["ollama"].check_plan(spec, plan_of("ollama"))
+    BACKENDS["ollama"].check_plan(spec_of("ollama", env=("OLLAMA_FLASH_ATTENTION=1",)), plan_of("ollama"))

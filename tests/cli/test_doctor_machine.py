@@ -145,6 +145,8 @@ def test_the_groups_that_open_amds_nodes() -> None:
     assert line.remedy.startswith("you are in the groups render and video since")
     line = only(rules_machine.gpus(Gpus(count=1, nodes=(Node("/dev/kfd", False),)), "ann"))
     assert "udev" in line.remedy
+    roots = (nodes[0], Node("/dev/dri/renderD128", False, "root"))
+    assert "udev" in only(rules_machine.gpus(Gpus(count=1, nodes=roots), "ann")).remedy, "nobody joins root's group"
 
 
 def test_nodes_are_found(tmp_path: Path) -> None:
@@ -169,6 +171,7 @@ def model(name: str, port: int) -> Model:
         ((model("a", 8000), model("b", 8001)), Level.OK, "a port of its own"),
         ((model("a", 40000),), Level.WARNING, "kernel's own range 32768-60999"),
         ((model("a", 50000),), Level.OK, "a port of its own"),
+        ((model("a", 1024),), Level.OK, "a port of its own"),
         ((model("a", 443),), Level.ERROR, "only for programs of root's"),
         ((model("a", 8000), model("b", 8000)), Level.WARNING, "port 8000 is that of a and b"),
     ],

@@ -128,10 +128,15 @@ def test_a_manager_and_a_bus_that_hang(name: str) -> None:
     assert only(found, "namespaces")[0] == "ok", "everything else is looked at all the same"
 
 
-def state() -> str:
-    """ActiveState of cortexd's unit."""
-    command = ["systemctl", "--user", "show", "--property=ActiveState", "--value", "cortexd.service"]
+def state(name: str = "ActiveState") -> str:
+    """A property of cortexd's unit."""
+    command = ["systemctl", "--user", "show", f"--property={name}", "--value", "cortexd.service"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def main_pid() -> int:
+    """The daemon's process."""
+    return int(state("MainPID"))
 
 
 def test_a_daemon_that_nothing_starts_is_started(installed: Path) -> None:
@@ -141,6 +146,16 @@ def test_a_daemon_that_nothing_starts_is_started(installed: Path) -> None:
     assert state() == "inactive", "looking starts nothing"
     assert only(rows(cortex, "--fix", "--yes"), "daemon")[0] == "ok"
     assert state() == "active"
+
+
+def test_a_daemon_that_hangs_is_restarted(installed: Path) -> None:
+    cortex = Cortex()
+    subprocess.run(["systemctl", "--user", "start", "cortexd.service"], check=True)
+    hanging = main_pid()
+    os.kill(hanging, signal.SIGSTOP)
+    assert only(rows(cortex), "daemon") == ("error", "cortexd is on the bus, but does not answer")
+    assert only(rows(cortex, "--fix", "--yes"), "daemon")[0] == "ok"
+    assert main_pid() not in (0, hanging)
 
 
 def test_a_daemon_that_cannot_start(installed: Path) -> None:

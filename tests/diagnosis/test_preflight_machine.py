@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 
 from cortexd.backends import BACKENDS, backend_of
+from cortexd.bounded import in_thread
 from cortexd.diagnosis import hub, machine
-from cortexd.diagnosis.bounded import in_thread
 from cortexd.diagnosis.executable import Versions, surroundings
 from cortexd.diagnosis.hub import Access
 from cortexd.diagnosis.machine import Gpus

@@ -31,6 +31,7 @@ SETTLES = 90.0  # seconds in which all has to be as it should be, once nothing m
 SETTINGS = {
     "health.interval_seconds": 1, "health.timeout_seconds": 1, "health.max_failures": 2, "RestartSec": 0.5,
     "Restart": "always", "max_restarts": 1000, "StartLimitIntervalSec": 0, "memory": "infinity",
+    "health.startup_stall_seconds": 10,
 }  # fmt: skip
 
 
@@ -114,10 +115,10 @@ def test_soak(daemon: Daemon, cortex: Cortex, server: Path) -> None:
     stopped = torment(cortex, daemon, dice, MINUTES * 60 * 0.7, spare_daemon=False)
     for name in stopped:
         cortex.run("start", name, "--no-block", check=False)
-    until(lambda: settled(cortex, set()), "all models to be ready", SETTLES)
+    until(lambda: not astray(cortex, set()), lambda: f"ready: {astray(cortex, set())}", SETTLES)
     before = size_of(daemon)
     stopped = torment(cortex, daemon, dice, MINUTES * 60 * 0.3, spare_daemon=True)
-    until(lambda: settled(cortex, stopped), f"all models to be ready, but {stopped} to be stopped", SETTLES)
+    until(lambda: not astray(cortex, stopped), lambda: f"ready, or stopped: {astray(cortex, stopped)}", SETTLES)
     after = size_of(daemon)
     print(f"before {before}, after {after}")
     told: dict[str, set[str]] = defaultdict(set)
@@ -131,16 +132,17 @@ def test_soak(daemon: Daemon, cortex: Cortex, server: Path) -> None:
     assert after["rss"] <= before["rss"] * 1.15
 
 
-def settled(cortex: Cortex, stopped: set[str]) -> bool:
-    """Whether each model is ready, or stopped where that is asked for, in cortexd's words and in systemd's."""
+def astray(cortex: Cortex, stopped: set[str]) -> dict[str, str]:
+    """The models that are not ready, or stopped where that is asked for, in cortexd's words and in systemd's."""
     models = {info["Name"]: info for info in cortex.json("list")}
     units = shown([unit_name(name) for name in MODELS])
-    return all(
-        models[name]["State"] == ("stopped" if name in stopped else "ready")
-        and units[unit_name(name)]["ActiveState"] == ("inactive" if name in stopped else "active")
-        and not hung(units[unit_name(name)]["MainPID"])
-        for name in MODELS
-    )
+    found = {}
+    for name in MODELS:
+        state, unit = models[name]["State"], units[unit_name(name)]
+        wanted = ("stopped", "inactive") if name in stopped else ("ready", "active")
+        if (state, unit["ActiveState"]) != wanted or hung(unit["MainPID"]):
+            found[name] = f"{state} {models[name]['StateReason']} ({unit['ActiveState']} {unit['SubState']})"
+    return found
 
 
 def hung(pid: str) -> bool:

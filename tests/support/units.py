@@ -53,7 +53,7 @@ def generate(
     spec = build_spec(name, explicit, backend.defaults(len(gpus) if isinstance(gpus, tuple) else 0))
     check_spec(spec, backend, scope)
     plan = backend.plan(spec, scope.with_environment(spec.env))
-    backend.check_env(spec, plan)
+    backend.check_plan(spec, plan)
     return Generated(spec, backend, plan, files.with_marker(render_unit(spec, plan, scope, tools)))
 
 

@@ -13,14 +13,16 @@ DEADLINE = 20.0
 _POLL = 0.02
 
 
-def until(condition: Callable[[], T], what: str = "the condition", deadline: float = DEADLINE) -> T:
+def until(condition: Callable[[], T], what: str | Callable[[], str] = "the condition", deadline: float = DEADLINE) -> T:
     """Poll until `condition()` is true and return it; AssertionError with the last value after `deadline` seconds."""
     end = time.monotonic() + deadline
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < end, f"{what} did not come within {deadline:g} s; last: {value!r}"
+        if time.monotonic() >= end:
+            wanted = what if isinstance(what, str) else what()
+            raise AssertionError(f"{wanted} did not come within {deadline:g} s; last: {value!r}")
         time.sleep(_POLL)
 
 

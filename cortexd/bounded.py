@@ -1,8 +1,9 @@
-"""Looking at files without being held by them: a file system may never answer."""
+"""Looking at files and running programs without being held by them: a file system may never answer, nor a program end."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -46,3 +47,29 @@ async def in_thread(seconds: float, function: Callable[[], _T]) -> _T:
     threading.Thread(target=work, name="diagnosis", daemon=True).start()
     async with asyncio.timeout(seconds):
         return await result
+
+
+async def output(*command: str, seconds: float, limit: int) -> bytes:
+    """The first `limit` bytes of what a program prints; nothing if it cannot be run, or takes longer than `seconds`."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+    except OSError:
+        return b""
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(seconds):
+            found = b""
+            while len(found) < limit and (more := await process.stdout.read(limit - len(found))):
+                found += more
+            return found
+    except TimeoutError:
+        return b""
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
