@@ -25,6 +25,8 @@ def register(context: Context) -> None:
         settings["env"] = shlex.join(args.env)
     if args.no_health_check:
         settings["health.enabled"] = "no"
+    if args.strict:
+        settings["sandbox_required"] = "yes"
     settings.update(_pair(item) for item in args.set)
     options = _surroundings()
     if args.api_key is not None:
@@ -85,7 +87,7 @@ def set_settings(context: Context) -> None:
 def show(context: Context) -> None:
     """Every property and setting of models."""
     wanted = [key for item in context.args.property or () for key in item.split(",") if key]
-    for number, info in enumerate(context.models(context.args.names, settings=True, usage=True)):
+    for number, info in enumerate(context.models(context.args.names, settings=True, usage=True, limits=True)):
         values = {**{key: value for key, value in info.items() if key != "Settings"}, **info.get("Settings", {})}
         unknown = [key for key in wanted if key not in values]
         if unknown:
@@ -131,6 +133,8 @@ def _text(key: str, value: Any) -> str:
     """A value as `set` takes it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if key == "Limits":
+        return ", ".join(f"{setting}={effective or 'none'}" for setting, _, effective, _, _ in value)
     if isinstance(value, list):
         return (",".join(value) or "none") if key == "gpus" else shlex.join(value)
     if key in _SIZES and isinstance(value, int):

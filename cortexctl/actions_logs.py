@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from cortexctl import journal
+from cortexctl import filtered, journal
 from cortexctl.bus import Bus
 from cortexctl.context import Context, Info, manager_call
 from cortexctl.errors import NO_SUCH_MODEL, USAGE, CtlError
@@ -25,7 +25,9 @@ _OPTIONS = (
 
 
 def logs(context: Context) -> int:
-    """Become journalctl. Works while the daemon is dead, and does not start it."""
+    """Run journalctl, and show what it says without what servers wrote to steer the terminal: `-o cat` and its like pass that
+    on, and every format passes on characters that turn the direction of writing. Works while the daemon is dead, and does not
+    start it."""
     args = context.args
     models = _known(context)
     if models is not None and not models:
@@ -41,11 +43,16 @@ def logs(context: Context) -> int:
     if context.out.json:
         args.output = args.output or "json"
     command = ["journalctl", journal.reading(), *_given(args), *selection]
-    sys.stdout.flush()
+    terminal = sys.stdout.isatty()
     try:
-        os.execvp(command[0], command)
-    except OSError as e:
+        if args.output == "export" and not terminal:
+            os.execvp(command[0], command)  # binary fields, for a program that reads that format
+        as_json = (args.output or "").startswith("json")
+        status = filtered.run(command, as_json=as_json, pager=terminal and not args.follow and not args.no_pager)
+    except FileNotFoundError as e:
         raise CtlError("JournalUnreadable", f"cannot run journalctl: {e.strerror}") from None
+    context.out.json = False  # journalctl's JSON is all there is
+    return status
 
 
 def _known(context: Context) -> list[Info] | None:

@@ -23,7 +23,7 @@ def status(context: Context) -> int:
         return table(context)
     from cortexctl.details import describe
 
-    models = context.models(context.args.names, settings=True, usage=True)
+    models = context.models(context.args.names, settings=True, usage=True, limits=True)
     for number, info in enumerate(models):
         if context.out.json:
             context.out.result(info)
@@ -39,7 +39,7 @@ def status(context: Context) -> int:
 def table(context: Context) -> int:
     """One line a model."""
     out, names = context.out, context.args.names
-    models = context.models(names, usage=True, settings=out.json)
+    models = context.models(names, usage=True, settings=out.json, limits=out.json)
     if out.json:
         for info in models:
             out.result(info)

@@ -74,7 +74,7 @@ class Context:
         return found
 
     def lookup(self, patterns: Sequence[str], **options: bool) -> tuple[list[Info], dict[str, CtlError]]:
-        """Models that match, and the error of each name that is unknown. options: settings, usage (see ListModels)."""
+        """Models that match, and the error of each name that is unknown. options: settings, usage, limits (see ListModels)."""
         variants = {name: ("b", True) for name, wanted in options.items() if wanted}
 
         def listing(wanted: Sequence[str]) -> Call:

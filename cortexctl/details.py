@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -65,30 +66,47 @@ def _fields(info: Info) -> Iterator[tuple[str, str, str]]:
 
 def _process(info: Info, settings: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "Main PID", f"{info['MainPID']} ({_command(info['MainPID'])})", ""
-    limits = {key: settings.get(key, NOT_AVAILABLE) for key in ("memory", "MemoryHigh", "cpu", "TasksMax")}
-    memory = f"high: {exact_size(limits['MemoryHigh'])}, limit: {exact_size(limits['memory'])}"
-    yield "Memory", f"{_figure(info['MemoryCurrent'], 'memory', size)} ({memory})", ""
-    cores = "" if limits["cpu"] == NOT_AVAILABLE else f" (limit: {limits['cpu']:g} cores)"
-    yield "CPU", _figure(info["CPUUsageNSec"], "cpu", lambda n: duration(n / 1e9)) + cores, ""
-    tasks = "" if limits["TasksMax"] == NOT_AVAILABLE else f" (limit: {limits['TasksMax']})"
-    yield "Tasks", _figure(info["TasksCurrent"], "pids", str) + tasks, ""
+    limits = _limits(info, settings)
+    memory = _held((("high", limits["MemoryHigh"]), ("limit", limits["memory"])))
+    yield "Memory", _figure(info["MemoryCurrent"], "memory", size) + memory, ""
+    cores = f"{limits['cpu']} cores" if limits["cpu"] else ""
+    cpu = _figure(info["CPUUsageNSec"], "cpu", lambda n: duration(n / 1e9))
+    yield "CPU", cpu + _held((("limit", cores), ("weight", limits["CPUWeight"]))), ""
+    yield "Tasks", _figure(info["TasksCurrent"], "pids", str) + _held((("limit", limits["TasksMax"]),)), ""
     if info["ControlGroup"]:
-        yield "IO", _io_weight(info["ControlGroup"], settings), ""
+        yield "IO", f"weight: {limits['IOWeight']}" if limits["IOWeight"] else _lacks("io"), ""
         yield "CGroup", info["ControlGroup"], ""
+    yield from _not_in_force(info)
+
+
+def _limits(info: Info, settings: dict[str, Any]) -> dict[str, str]:
+    """Each limit that holds; where the daemon cannot tell, what the settings say. Empty: none holds."""
+    asked = {key: settings.get(key) for key in ("memory", "MemoryHigh", "cpu", "CPUWeight", "IOWeight", "TasksMax")}
+    sizes = ("memory", "MemoryHigh")
+    shown = {k: "" if v is None else exact_size(v) if k in sizes else f"{v:g}" for k, v in asked.items()}
+    return shown | {setting: effective for setting, _, effective, _, _ in info["Limits"]}
+
+
+def _held(limits: Iterable[tuple[str, str]]) -> str:
+    text = ", ".join(f"{word}: {value}" for word, value in limits if value)
+    return f" ({text})" if text else ""
+
+
+def _not_in_force(info: Info) -> Iterator[tuple[str, str, str]]:
+    """What was asked for and does not hold; a line for all that have one reason."""
+    amiss = sorted((tuple(limit) for limit in info["Limits"] if limit[3]), key=lambda limit: limit[3:])
+    for (reason, remedy), group in groupby(amiss, key=lambda limit: limit[3:]):
+        named = ", ".join(
+            f"{setting}={asked}" + (f" (it is {effective})" if effective else "")
+            for setting, asked, effective, *_ in group
+        )
+        yield "Limits", f"not in force: {named}: {reason}; {remedy}", "warning"
 
 
 def _figure(value: int, controller: str, text: Any) -> str:
     if value == NOT_AVAILABLE:
         return _lacks(controller)
     return str(text(value))
-
-
-def _io_weight(group: str, settings: dict[str, Any]) -> str:
-    # Unlike the other limits no figure tells whether it is enforced, and on most machines it is not: user@.service
-    # gets no io controller unless Delegate= there says so.
-    if Path(f"/sys/fs/cgroup{group}/io.weight").exists():
-        return f"weight: {settings.get('IOWeight', '?')}"
-    return _lacks("io")
 
 
 def _lacks(controller: str) -> str:

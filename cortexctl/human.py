@@ -73,8 +73,9 @@ def duration(seconds: float) -> str:
 
 
 def alarming(warning: str) -> bool:
-    """Whether a warning of the daemon's is one that nobody should miss: a server that is open to everybody."""
-    return ", and it asks for no key" in warning
+    """Whether a warning of the daemon's is one that nobody should miss: a server that is open to everybody, or without a
+    sandbox."""
+    return ", and it asks for no key" in warning or "its server has no sandbox" in warning
 
 
 def moment(microseconds: int) -> str:

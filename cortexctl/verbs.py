@@ -22,6 +22,7 @@ SETTING_OPTIONS: tuple[tuple[str, str, str], ...] = (
     ("extra_args", "ARGS", "more arguments for the backend, quoted as in a shell"),
     ("exec", "FILE", "the backend's executable (default: found on your PATH)"),
     ("gpu_memory_utilization", "SHARE", "share of the GPU's memory to use (default: 0.9)"),
+    ("security", "PROFILE", "of the sandbox: baseline, default, strict or none (default: default)"),
 )
 """register's options: the name of the setting, what stands for its value in the help, meaning."""
 
@@ -81,6 +82,7 @@ VERBS: dict[str, Verb] = {
                 help="a variable for the server; repeatable; not for secrets, which systemd would show",
             ),
             _option("--api-key", metavar="auto", help="have its clients give a key, which is made and kept secret"),
+            _flag("--strict", help="refuse to start where the sandbox is not in force (sandbox_required)"),
             _flag("--no-health-check", help="no liveness probes while it runs (readiness is waited for all the same)"),
             _option("--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting; repeatable"),
         ),
@@ -166,6 +168,11 @@ VERBS: dict[str, Verb] = {
     ),
     "url": Verb("watch:url", "Print the address to send requests to", (NAMES,)),
     "check": Verb("check:check", "What would keep models from starting: files, program, sandbox, GPUs, hub", (NAMES,)),
+    "security": Verb(
+        "security:security",
+        "What of the sandbox is in force on this machine, directive by directive",
+        (NAMES, _flag("--probe", help="try it now; else it is tried once a boot")),
+    ),
     "why": Verb("why:why", "Why models do not run: the cause, what to do, and what it rests on", (NAMES,)),
     "doctor": Verb(
         "doctor:doctor",
@@ -219,6 +226,7 @@ GROUPS = (
             "is-enabled",
             "is-failed",
             "check",
+            "security",
             "why",
             "doctor",
             "health",

@@ -65,6 +65,10 @@ async def run(scope: Scope) -> int:
             log.error("%s is owned by another process; only one cortexd can run for a user", BUS_NAME)
             return 1
         notify("READY=1")
+        finishing = asyncio.create_task(manager.go_on())
+        closing.callback(finishing.cancel)
+        proving = asyncio.create_task(manager.prove())
+        closing.callback(proving.cancel)
         log.info("cortexd %s is ready: %d models", VERSION, len(manager.catalog.models))
         status = await _serve(bus, stop)
         notify("STOPPING=1")

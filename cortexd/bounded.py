@@ -66,10 +66,14 @@ async def output(*command: str, seconds: float, limit: int) -> bytes:
             found = b""
             while len(found) < limit and (more := await process.stdout.read(limit - len(found))):
                 found += more
+            if len(found) < limit:
+                # It ends by itself: a signal now would take its exit status away from the event loop.
+                await process.wait()
             return found
     except TimeoutError:
         return b""
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()

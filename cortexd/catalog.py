@@ -20,6 +20,8 @@ from cortexd.definitions import Definer
 from cortexd.errors import CortexError, InvalidConfig, ModelExists, NoSuchModel, StoreFailed, UnitConflict
 from cortexd.events import Event, shown_settings
 from cortexd.kinds import Value
+from cortexd.limits import LIMITS
+from cortexd.live import LiveLimits
 from cortexd.model import ModelSpec, parse_settings
 from cortexd.names import check_name
 from cortexd.rebuild import rebuild
@@ -46,6 +48,7 @@ class Catalog:
         self._scope, self._store, self._systemd = scope, store, systemd
         self._definer = Definer(scope, tools)
         self._units = UnitFiles(scope, tools)
+        self.live = LiveLimits(scope, systemd)
         self.secrets = Secrets(scope.secrets)
         self.models: dict[str, Model] = {}
         self.warnings: list[str] = []
@@ -100,6 +103,8 @@ class Catalog:
             found += secrets_warnings(model.spec, model.plan.api_key, model.definition.secrets.names)
             if model.secrets_problem:
                 found.append(model.secrets_problem)
+            if model.sandbox_problem:
+                found.append(model.sandbox_problem)
             if model.backend_problem:
                 found.append(
                     f"{model.backend_problem}; until then it goes on as it is, and cannot be started or changed"
@@ -127,6 +132,36 @@ class Catalog:
         check_spec(spec, backend_of(spec.backend, self._scope), self._scope)
         if not os.access(spec.exec, os.X_OK):
             raise InvalidConfig(f"exec={spec.exec!r}: is no executable file any more; give another one with exec=")
+
+    def sandboxes_seen(self) -> None:
+        """Models' `sandbox_problem` may have changed."""
+        self._refresh_warnings()
+
+    async def redefine(self) -> None:
+        """Make all definitions and unit files anew: what they depend on beside settings has changed. Takes no model's lock:
+        who waits for this may hold one."""
+        changed = []
+        for model in list(self.models.values()):
+            old = model.definition
+            if model.backend_problem:
+                continue
+            try:
+                new = await _look(self._definer.again, model)
+            except CortexError as e:
+                log.warning("%s: its unit cannot be made anew: %s", model.name, e)
+                continue
+            if model.definition is old and new.text != old.text:  # else somebody changed its settings meanwhile
+                model.definition = new
+                changed.append(model)
+        for model in changed:
+            try:
+                await asyncio.to_thread(self._units.sync, model)
+            except OSError as e:
+                log.warning("%s cannot be written: %s", self._units.path(model.name), e.strerror)
+            self.on_change(model.name)
+        if changed:
+            await self._systemd.reload()
+        self._refresh_warnings()
 
     async def look(self, models: Sequence[Model]) -> None:
         """See whether somebody changed these models' unit files meanwhile, and backend files."""
@@ -166,9 +201,16 @@ class Catalog:
         if changed:
             log.info("wrote %d missing or outdated unit files", changed)
             await self._systemd.reload()
+        await self._settle_limits()
         self._refresh_warnings()
         for warning in self.warnings:
             log.warning("%s", warning)
+
+    async def _settle_limits(self) -> None:
+        """Finish the changes of limits in which a daemon was killed."""
+        models = self.models.values()
+        self.warnings += await self.live.clean({model.unit: model.spec.limits for model in models})
+        await self.live.settle({m.unit: m.spec for m in models if self._systemd.cached(m.unit).running})
 
     async def ensure_unit(self, model: Model) -> None:
         """Make sure that systemd has the unit as it should be, or a file of the user's in its place."""
@@ -237,8 +279,9 @@ class Catalog:
     def _specs(self) -> list[ModelSpec]:
         return [m.spec for m in self.models.values()]
 
-    async def change(self, model: Model, raw: Mapping[str, object], caller: Caller) -> None:
-        """Change settings: all of them or none."""
+    async def change(self, model: Model, raw: Mapping[str, object], caller: Caller) -> list[str]:
+        """Change settings: all of them or none; limits of a unit that runs at once. Returns which do not reach it, a sentence
+        each."""
         parsed = parse_settings(raw)
         if not parsed:
             raise InvalidConfig("no setting was given; use KEY=VALUE")
@@ -254,15 +297,31 @@ class Catalog:
             event = Event(model=model.name, kind="set", message=message[:1000], actor=caller.actor, details=shown)
             await self._store.save_model(model.name, explicit, event)
             model.definition = new
+        limited = any(limit.setting in parsed for limit in LIMITS)
         try:
             await self.ensure_unit(model)
+            if limited and self._systemd.cached(model.unit).running:
+                return await self._limit(model, old)
+            return []
         except BaseException as e:
             model.definition = old
             with suppress(OSError):
                 await asyncio.to_thread(self._units.sync, model)
             undone = Event(model=model.name, kind="set-failed", message=str(e) or "interrupted", actor=caller.actor)
             await self._store.save_model(model.name, old.explicit, undone)
+            if limited:
+                await self.live.undo(model.unit, old.spec.limits, new.spec.limits)
             raise
+
+    async def _limit(self, model: Model, old: Definition) -> list[str]:
+        """Bring its limits to a model that runs. Returns what does not follow at once, a sentence each."""
+        told = await self.live.apply(model.unit, model.spec.limits)
+        sized = (old.plan.argv, old.plan.environment) != (model.plan.argv, model.plan.environment)
+        if sized and not model.outdated:
+            told.append(
+                f"the limits are in force; what {model.spec.backend} sizes by them (its caches) follows at the next start"
+            )
+        return told
 
     async def remove(self, model: Model, actor: str) -> list[str]:
         """Forget a stopped model and delete its unit file; a file that was edited by hand is kept, and named. systemd is

@@ -17,6 +17,7 @@ from cortexd.ports import machine_memory, overlap
 from cortexd.scope import FOLDER_VARIABLES, Scope
 
 _FIRST_UNPRIVILEGED = 1024
+UNPROTECTED = "its server has no sandbox, and can do whatever you can"
 OPEN_TO_ALL = "anybody who reaches this machine can use the model, and it asks for no key"
 """What the client shows louder than other warnings."""
 
@@ -97,6 +98,8 @@ def warnings_of(
     that is larger than the machine surprises nobody."""
     if note := backend.note:
         yield note
+    if spec.hardening.security == "none":
+        yield f"security=none: {UNPROTECTED}; for debugging only, then 'cortexctl set {spec.name} security='"
     same = [o.name for o in others if o.name != spec.name and o.port == spec.port and overlap(o.host, spec.host)]
     if same:
         who = f"model {same[0]} has" if len(same) == 1 else f"models {same[0]} and {len(same) - 1} more have"

@@ -16,11 +16,12 @@ from cortexd.diagnosis.preflight import merged
 from cortexd.diagnosis.why import Cause
 from cortexd.errors import InvalidConfig, JobCanceled, JobFailed, PortInUse, ShuttingDown
 from cortexd.events import Ending, Event, Priority
+from cortexd.intents import Intents
 from cortexd.jobs import Job, JobState, JobTable, Work
 from cortexd.registered import Model
 from cortexd.registration import Caller
 from cortexd.states import describe_end
-from cortexd.store import Store
+from cortexd.store import Intent, Store
 from cortexd.systemd.protocol import Systemd, SystemdJob
 from cortexd.units.render import missing_folders, probe_address
 
@@ -33,8 +34,9 @@ _MARGIN = 30.0  # seconds that systemd may take beyond its own time-outs before 
 class Lifecycle:
     """The use-cases that end in a job. Every method raises NoSuchModel, and ShuttingDown once the daemon ends."""
 
-    def __init__(self, catalog: Catalog, store: Store, systemd: Systemd, examiner: Examiner) -> None:
-        self._catalog, self._store, self._systemd, self._examiner = catalog, store, systemd, examiner
+    def __init__(self, catalog: Catalog, store: Store, systemd: Systemd, examiner: Examiner, intents: Intents) -> None:
+        self._catalog, self._store, self._systemd = catalog, store, systemd
+        self._examiner, self._intents = examiner, intents
         self._closing = False
         self._starting = asyncio.Lock()
         self.jobs = JobTable()
@@ -55,10 +57,12 @@ class Lifecycle:
         """Write to the audit log who asked for what, before it is done."""
         if kind in ASKED:
             model.gave_up = ""
+        await self._store.add_event(self.event(model, kind, message, caller))
+
+    def event(self, model: Model, kind: str, message: str, caller: Caller) -> Event:
+        """That somebody asked for something, of the run that there is."""
         run = self._systemd.cached(model.unit).invocation_id
-        await self._store.add_event(
-            Event(model=model.name, kind=kind, message=message, invocation_id=run, actor=caller.actor)
-        )
+        return Event(model=model.name, kind=kind, message=message, invocation_id=run, actor=caller.actor)
 
     async def start(self, name: str, caller: Caller) -> Job:
         """Start a model; the job ends when it is ready. Raises InvalidConfig and PortInUse before anything is done."""
@@ -225,15 +229,17 @@ class Lifecycle:
 
         async def stop_then_start(job: Job) -> None:
             try:
-                asked = await self.stop_and_wait(model, job)
-                if model.ending is not asked:
-                    raise JobCanceled(f"the restart of {name} was superseded by a stop")
+                async with self._intents.doing(Intent(model=name, kind="restart", actor=caller.actor)):
+                    asked = await self.stop_and_wait(model, job)
+                    if model.ending is not asked:
+                        raise JobCanceled(f"the restart of {name} was superseded by a stop")
+                    await self._systemd.reset_failed(model.unit)
+                    queued = await self._systemd.start_unit(model.unit)
             except JobCanceled:
                 if await self._follow(model, job):
                     return
                 raise
-            await self._systemd.reset_failed(model.unit)
-            await self._await_start(model, await self._systemd.start_unit(model.unit), job)
+            await self._await_start(model, queued, job)
 
         return self._spawn_start("restart", model, stop_then_start, warnings)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import logging
 import signal as signals
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +19,22 @@ from cortexd.errors import Busy, CortexError, InvalidConfig, JobFailed, NoSuchMo
 from cortexd.events import Ending, Event
 from cortexd.health.policy import Outcome, Probe
 from cortexd.health.probe import Prober
+from cortexd.intents import Intents
 from cortexd.jobs import Job
+from cortexd.limits import Verdict, lowered
 from cortexd.lifecycle import Lifecycle, bringing_to_end
 from cortexd.observer import Observer
 from cortexd.registered import Model
 from cortexd.registration import Caller
+from cortexd.sandbox.judging import Row
 from cortexd.scope import Scope
 from cortexd.secrets import check_key, check_value
 from cortexd.states import Judgement, judge
-from cortexd.store import EventQuery, Store
-from cortexd.systemd.protocol import Logind, Systemd, UnitState, UnitUsage
+from cortexd.store import EventQuery, Intent, Store
+from cortexd.systemd.protocol import UNKNOWN, Logind, Systemd, UnitState, UnitUsage
 from cortexd.units.render import Tools
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,10 @@ class Manager:
         self._scope = scope
         self.catalog = Catalog(scope, tools, store, systemd)
         self._examiner = Examiner(scope, tools, systemd, self.catalog.secrets.value)
-        self.life = Lifecycle(self.catalog, store, systemd, self._examiner)
+        self._examiner.prover.on_namespaces = self.catalog.redefine
+        self._proving: set[asyncio.Task[None]] | None = None  # looks at changed models' sandboxes, once `prove` was called
+        self._intents = Intents(store)
+        self.life = Lifecycle(self.catalog, store, systemd, self._examiner, self._intents)
         self._diagnoser = Diagnoser(scope, store, systemd, lambda name: self.on_change(name))
         self.life.cause_of = self._diagnoser.cause_of
         self._observer = Observer(
@@ -72,12 +81,63 @@ class Manager:
         await self.catalog.load()
         await self._observer.start()
 
+    async def go_on(self) -> None:
+        """Finish what a daemon that was killed had begun: each model is as it was asked to be, not something between."""
+        for intent in await self._store.unfinished():
+            log.info("%s: going on with its %s", intent.model, intent.kind)
+            caller = Caller(intent.actor)
+            try:
+                if intent.model in self.catalog.models:
+                    await self._finish(intent.kind, intent.model, caller)
+            except CortexError as e:
+                log.error("%s: its %s cannot be finished: %s", intent.model, intent.kind, e)
+            await self._store.end(intent.id)
+
+    async def _finish(self, kind: str, name: str, caller: Caller) -> None:
+        if kind == "unregister":
+            await (await self.unregister(name, caller, force=True)).wait()
+        elif kind == "enable":
+            await self.enable(name, caller, linger=False)
+        elif kind == "disable":
+            await self.disable(name, caller)
+        elif kind == "restart" and not self._systemd.cached(self.catalog.get(name).unit).running:
+            await self.life.start(name, caller)
+
+    async def prove(self) -> None:
+        """See what of models' sandboxes is in force on this machine, now and whenever a model is new or changed, so that a
+        warning says what is not. Takes a moment once a boot, for each sandbox that differs."""
+        self._proving = set()
+        for name in list(self.catalog.models):
+            await self._prove(name)
+
+    async def _prove(self, name: str) -> None:
+        if model := self.catalog.models.get(name):
+            try:
+                await self._examiner.prover.rows(model)
+            except CortexError as e:
+                log.warning("%s: its sandbox cannot be tried: %s", name, e)
+            self.catalog.sandboxes_seen()
+
+    def _prove_soon(self, name: str) -> None:
+        if self._proving is not None:
+            task = asyncio.create_task(self._prove(name))
+            self._proving.add(task)
+            task.add_done_callback(self._proving.discard)
+
+    async def security(self, name: str, *, again: bool = False) -> list[Row]:
+        """What of the model's sandbox was asked for, and what of that is in force; tried anew where `again`."""
+        rows = await self._examiner.prover.rows(self.catalog.get(name), again=again)
+        self.catalog.sandboxes_seen()
+        return rows
+
     def resumed(self) -> None:
         """The machine has slept: what failed before does not count."""
         self._observer.resumed()
 
     async def close(self) -> None:
         """End our own work; models go on running."""
+        for task in self._proving or ():
+            task.cancel()
         await self.life.close()
         await self._observer.close()
         self._diagnoser.close()
@@ -122,6 +182,13 @@ class Manager:
         found = await self._systemd.usage(running) if running else {}
         return {name: found.get(unit, UnitUsage()) for name, unit in units.items()}
 
+    async def limits(self, names: Sequence[str]) -> dict[str, list[Verdict]]:
+        """Which limits of models that run are in force."""
+        models = [self.catalog.get(name) for name in names]
+        running = {model.unit: model.spec for model in models if self._systemd.cached(model.unit).running}
+        found = await self.catalog.live.verdicts(running) if running else {}
+        return {model.name: found.get(model.unit, []) for model in models}
+
     async def why(self, name: str) -> Cause:
         """Why the model does not run; where it does, that it does."""
         view = self.view(name)
@@ -151,6 +218,7 @@ class Manager:
         self.life.check_open()
         model = await self.catalog.add(name, settings, caller, api_key=api_key)
         self._observer.added(model)
+        self._prove_soon(name)
         self.on_add(name)
         return model.warnings
 
@@ -159,10 +227,14 @@ class Manager:
         self.life.check_open()
         model = self.catalog.get(name)
         async with self.catalog.locked(model):
-            await self.catalog.change(model, settings, caller)
+            before, used = model.spec.limits, (await self.usage([name]))[name].memory
+            told = await self.catalog.change(model, settings, caller)
             self._observer.watch(model)
+        self._prove_soon(name)
+        if used != UNKNOWN and (warning := lowered(before, model.spec.limits, used)):
+            told.append(warning)
         self.on_change(name)
-        return model.outdated, model.warnings
+        return model.outdated, [*model.warnings, *told]
 
     async def set_secret(self, name: str, key: str, value: bytes, caller: Caller) -> bool:
         """Set a secret; returns whether a restart is needed to bring it to the server. Raises InvalidConfig for a key or a
@@ -212,7 +284,8 @@ class Manager:
         check_stopped(unit)
 
         async def work(job: Job) -> None:
-            async with self.catalog.locked(model):
+            intent = Intent(model=name, kind="unregister", actor=caller.actor)
+            async with self.catalog.locked(model), self._intents.doing(intent):
                 unit = await self._systemd.refresh(model.unit)  # a start may have come before us
                 check_stopped(unit)
                 if unit.running:
@@ -240,8 +313,9 @@ class Manager:
         model = self.catalog.get(name)
         async with self.catalog.locked(model):
             await self.catalog.ensure_unit(model)
-            await self._systemd.enable_unit(model.unit)
-            await self.life.record(model, "enable", "enabled", caller)
+            done = self.life.event(model, "enable", "enabled", caller)
+            async with self._intents.doing(Intent(model=name, kind="enable", actor=caller.actor), done):
+                await self._systemd.enable_unit(model.unit)
         self.on_change(name)
         lingers = await self._logind.linger()
         if lingers:
@@ -260,8 +334,9 @@ class Manager:
         self.life.check_open()
         model = self.catalog.get(name)
         async with self.catalog.locked(model):
-            await self._systemd.disable_unit(model.unit)
-            await self.life.record(model, "disable", "disabled", caller)
+            done = self.life.event(model, "disable", "disabled", caller)
+            async with self._intents.doing(Intent(model=name, kind="disable", actor=caller.actor), done):
+                await self._systemd.disable_unit(model.unit)
         self.on_change(name)
 
     async def kill(self, name: str, signal: str, whom: str, caller: Caller) -> None:

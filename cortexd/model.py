@@ -28,19 +28,20 @@ def _setting(kind: Kind, default: Value | None, doc: str, name: str = "", *, liv
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResourceLimits:
-    """What the control group may use (systemd.resource-control(5))."""
+    """What the control group may use (systemd.resource-control(5)); `limits.py` says how each is changed and read back."""
 
-    memory: int = _setting(kinds.SIZE, 32 * GIB, "hard memory limit (MemoryMax=)")
+    memory: int = _setting(kinds.SIZE, 32 * GIB, "hard memory limit (MemoryMax=)", live=True)
     memory_high: int = _setting(
         kinds.SIZE,
         None,
         "soft memory limit, above which memory is reclaimed; memory minus an eighth, at most 8G",
         "MemoryHigh",
+        live=True,
     )
-    cpu: float = _setting(kinds.CORES, 4.0, "CPU cores (CPUQuota= is this times 100 %)")
-    cpu_weight: int = _setting(kinds.WEIGHT, 100, "CPU share against others", "CPUWeight")
-    io_weight: int = _setting(kinds.WEIGHT, 100, "I/O share against others", "IOWeight")
-    tasks_max: int = _setting(kinds.COUNT, None, "processes and threads", "TasksMax")
+    cpu: float = _setting(kinds.CORES, 4.0, "CPU cores (CPUQuota= is this times 100 %)", live=True)
+    cpu_weight: int = _setting(kinds.WEIGHT, 100, "CPU share against others", "CPUWeight", live=True)
+    io_weight: int = _setting(kinds.WEIGHT, 100, "I/O share against others", "IOWeight", live=True)
+    tasks_max: int = _setting(kinds.COUNT, None, "processes and threads", "TasksMax", live=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +67,31 @@ class Hardening:
     )
     protect_kernel_modules: bool = _setting(kinds.BOOLEAN, True, "no loading of kernel modules", "ProtectKernelModules")
     protect_control_groups: bool = _setting(kinds.BOOLEAN, True, "read-only control groups", "ProtectControlGroups")
+    restrict_namespaces: bool = _setting(kinds.BOOLEAN, False, "no namespaces of its own", "RestrictNamespaces")
+    restrict_address_families: bool = _setting(
+        kinds.BOOLEAN, False, "no sockets but IP, Unix and netlink ones", "RestrictAddressFamilies"
+    )
+    system_call_filter: bool = _setting(
+        kinds.BOOLEAN, False, "the system calls of ordinary services alone (@system-service)", "SystemCallFilter"
+    )
+    lock_personality: bool = _setting(kinds.BOOLEAN, False, "no other execution domain", "LockPersonality")
+    memory_deny_write_execute: bool = _setting(
+        kinds.BOOLEAN, False, "no memory to write and execute; breaks compilers at run time", "MemoryDenyWriteExecute"
+    )
+    protect_kernel_logs: bool = _setting(kinds.BOOLEAN, False, "no kernel log", "ProtectKernelLogs")
+    protect_clock: bool = _setting(kinds.BOOLEAN, False, "no setting of the clock", "ProtectClock")
+    protect_hostname: bool = _setting(kinds.BOOLEAN, False, "no setting of the host's name", "ProtectHostname")
+    umask: str = _setting(
+        kinds.choice("0022", "0027", "0077"), "0022", "rights that its files do not get; 0022 is the manager's own", "UMask"
+    )
+    security: str = _setting(
+        kinds.choice("baseline", "default", "strict", "none"),
+        "default",
+        "the profile that the settings of the sandbox come from, where they are not given themselves",
+    )
+    sandbox_required: bool = _setting(
+        kinds.BOOLEAN, False, "refuse to start where something of the sandbox is not in force, instead of a warning"
+    )
     read_write_paths: tuple[str, ...] = _setting(
         kinds.PATHS, (), "folders that the server may write beside what its backend needs", "ReadWritePaths"
     )
@@ -177,6 +203,34 @@ _SECTIONS: dict[str, type] = {
 }
 
 
+_OPEN: dict[str, Value] = {
+    "ProtectSystem": "false",
+    "ProtectHome": "false",
+    "PrivateTmp": False,
+    "ProtectKernelTunables": False,
+    "ProtectKernelModules": False,
+    "ProtectControlGroups": False,
+}
+PROFILES: dict[str, dict[str, Value]] = {
+    "none": {**_OPEN, "NoNewPrivileges": False, "RestrictRealtime": False, "RestrictSUIDSGID": False},
+    "baseline": _OPEN,  # what needs no user namespace
+    "default": {},
+    # What a real llama-server was seen to live with. Not ProtectProc=: the waiter could no longer see how much memory its
+    # unit's processes map. MemoryDenyWriteExecute= is the backend's to say.
+    "strict": {
+        "RestrictNamespaces": True,
+        "RestrictAddressFamilies": True,
+        "SystemCallFilter": True,
+        "LockPersonality": True,
+        "ProtectKernelLogs": True,
+        "ProtectClock": True,
+        "ProtectHostname": True,
+        "UMask": "0077",
+    },
+}
+"""What each profile makes of the settings of the sandbox, where that is not the table's default."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One row of the table: public name, where it lies in ModelSpec, kind, default (None: derived), meaning."""
@@ -257,6 +311,7 @@ def build_spec(name: str, explicit: Mapping[str, Value], backend_defaults: Mappi
     """The model with every setting filled in: what was asked for, else the backend's default, else the table's."""
     values: dict[str, Value] = {row.name: row.default for row in SETTINGS.values() if row.default is not None}
     values.update(backend_defaults)
+    values.update(PROFILES[str(explicit.get("security", "default"))])
     values.update(explicit)
     if "MemoryHigh" not in explicit:
         values["MemoryHigh"] = default_memory_high(int(str(values["memory"])))

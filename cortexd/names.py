@@ -29,7 +29,8 @@ _UNIT_SUFFIXES = (".service", ".socket", ".slice", ".target", ".timer", ".scope"
 def check_name(name: str) -> str:
     """Return `name` if a model may have it, else raise InvalidName."""
     if not _NAME.fullmatch(name):
-        raise InvalidName(f"name {name!r}: use letters, digits and . _ : - only, and begin with a letter or a digit")
+        shown = repr(name if len(name) <= _MAX_LENGTH else name[:20] + "…")
+        raise InvalidName(f"name {shown}: use letters, digits and . _ : - only, and begin with a letter or a digit")
     if len(name) > _MAX_LENGTH:
         raise InvalidName(f"name {name[:20]!r}…: has {len(name)} characters, at most {_MAX_LENGTH} are possible")
     if name.endswith("-"):

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cortexd import limits
 from cortexd.backends import Backend, LaunchPlan
 from cortexd.diagnosis.why import Cause
 from cortexd.events import Ending
@@ -33,6 +34,8 @@ class Definition:
     text: str
     """The unit file as it should be."""
     secrets: Known = NO_SECRETS
+    lasting: str = ""
+    """The unit file with limits that are everybody's, where its backend sizes something by them; empty where it does not."""
 
     @property
     def url(self) -> str:
@@ -42,8 +45,8 @@ class Definition:
 
     @property
     def digest(self) -> str:
-        """Of the unit file, and which secrets go with it."""
-        return files.digest(self.text) + (f"+{self.secrets.revision}" if self.secrets.revision else "")
+        """Of what a run has for good: the unit file without limits and what is sized by them, and which secrets go with it."""
+        return files.digest(self.lasting or self.text, limits.DIRECTIVES) + (f"+{self.secrets.revision}" if self.secrets.revision else "")
 
     @property
     def questions(self) -> Questions:
@@ -93,6 +96,8 @@ class Model:
     rewritten: bool = False
     """Its unit file was found missing or outdated at the daemon's start."""
     file_state: FileState = FileState.MISSING
+    sandbox_problem: str = ""
+    """What of its sandbox is not in force on this machine, where that is known."""
     warnings: tuple[str, ...] = ()
     secrets_problem: str = ""
     """Why its secrets cannot be read, where they cannot."""

@@ -55,6 +55,9 @@ def test_every_setting_of_the_issue_is_in_the_table_with_its_default() -> None:
         "NoNewPrivileges": True, "ProtectSystem": "strict", "ProtectHome": "read-only", "PrivateTmp": True,
         "PrivateDevices": False, "RestrictRealtime": True, "RestrictSUIDSGID": True, "ProtectKernelTunables": True,
         "ProtectKernelModules": True, "ProtectControlGroups": True, "ReadWritePaths": (),
+        "RestrictNamespaces": False, "RestrictAddressFamilies": False, "SystemCallFilter": False, "LockPersonality": False,
+        "MemoryDenyWriteExecute": False, "ProtectKernelLogs": False, "ProtectClock": False, "ProtectHostname": False,
+        "UMask": "0022", "security": "default", "sandbox_required": False,
         "health.enabled": True, "health.endpoint": "/health", "health.interval_seconds": 30, "health.timeout_seconds": 10,
         "health.max_failures": 3, "health.probe": "http", "health.busy_timeout_seconds": 600,
         "health.startup_delay_seconds": 60, "health.startup_timeout_seconds": 3600, "health.startup_stall_seconds": 120,
@@ -77,6 +80,7 @@ def test_what_needs_no_restart() -> None:
         "health.enabled", "health.interval_seconds", "health.timeout_seconds", "health.max_failures",
         "health.startup_delay_seconds", "health.probe", "health.busy_timeout_seconds",
         "max_restarts", "stable_after_seconds",
+        "memory", "MemoryHigh", "cpu", "CPUWeight", "IOWeight", "TasksMax",
     }  # fmt: skip
 
 

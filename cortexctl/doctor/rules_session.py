@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from cortexctl.diagnose import UNUSABLE, failure, version_mismatch
 from cortexctl.doctor.evidence import Daemon, Manager, Session, Unseen
 from cortexctl.doctor.line import Cure, Fix, Line, error, from_sentence, note, ok, warning
+from cortexd.limits import DELEGATE
 from cortexd.names import model_name
 from cortexd.version import VERSION
 
@@ -15,12 +16,6 @@ OLDEST_SYSTEMD = 252
 NEEDED = ("cpu", "memory", "pids")
 _MOST = 5  # lines of one kind
 _DEFAULT_IO_WEIGHT = 100
-_FOLDER = "/etc/systemd/system/user@.service.d"
-DELEGATE = (
-    f"sudo mkdir -p {_FOLDER} && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' | "
-    f"sudo tee {_FOLDER}/delegate.conf, then reboot"
-)
-"""For root: systemd's own default with cpuset and io beside it (systemd.resource-control(5))."""
 _INSTALL = "'make install' in cortexd's folder completes it; models go on running"
 
 

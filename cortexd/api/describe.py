@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from cortexd.backends import Listed
@@ -10,6 +11,7 @@ from cortexd.bus import Variant
 from cortexd.diagnosis.why import Cause
 from cortexd.events import Event
 from cortexd.health.policy import Probe
+from cortexd.limits import Verdict
 from cortexd.manager import ModelView
 from cortexd.model import SETTINGS, settings_of
 from cortexd.systemd.protocol import UnitUsage
@@ -57,6 +59,11 @@ def model_properties(view: ModelView) -> dict[str, Any]:
 def usage_properties(usage: UnitUsage) -> dict[str, Any]:
     """The counters."""
     return {"MemoryCurrent": usage.memory, "CPUUsageNSec": usage.cpu_nsec, "TasksCurrent": usage.tasks}
+
+
+def limits_property(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Which limits are in force."""
+    return {"Limits": [[v.setting, v.requested, v.effective, v.reason, v.remedy] for v in verdicts]}
 
 
 def settings_values(view: ModelView) -> dict[str, Variant]:

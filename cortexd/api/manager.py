@@ -63,11 +63,12 @@ class ManagerObject(Exported):
         return [model_path(self._manager.catalog.get(name).name)]
 
     async def ListModels(self, call: Call, patterns: list[str], options: dict[str, Any]) -> list[Any]:
-        given = options_of(options, settings=bool, usage=bool)
+        given = options_of(options, settings=bool, usage=bool, limits=bool)
         names = self._manager.match(patterns)
         if given:  # somebody looks closely
             await self._manager.refresh([name for name in names if name in patterns])
         usage = await self._manager.usage(names) if given.get("usage") else {}
+        limits = await self._manager.limits(names) if given.get("limits") else {}
         kinds = load(MODEL_INTERFACE).properties
         models = []
         for name in names:
@@ -76,6 +77,8 @@ class ManagerObject(Exported):
                 del values["Settings"]
             if name in usage:
                 values |= describe.usage_properties(usage[name])
+            if name in limits:
+                values |= describe.limits_property(limits[name])
             models.append({key: Variant(kinds[key].signature, value) for key, value in values.items()})
         return [models]
 

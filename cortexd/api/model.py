@@ -13,6 +13,7 @@ from cortexd.api.interfaces import load
 from cortexd.api.job import path_of
 from cortexd.api.server import Exported
 from cortexd.bus import Bus, Call
+from cortexd.limits import Verdict
 from cortexd.manager import Manager
 from cortexd.names import MODEL_INTERFACE
 from cortexd.registration import Caller
@@ -27,15 +28,18 @@ class ModelObject(Exported):
     def __init__(self, bus: Bus, manager: Manager, name: str) -> None:
         self._bus, self._manager, self._name = bus, manager, name
         self._usage = UnitUsage()
+        self._limits: list[Verdict] = []
 
     def properties(self) -> Mapping[str, Any]:
         """See the XML."""
-        return describe.model_properties(self._manager.view(self._name)) | describe.usage_properties(self._usage)
+        counters = describe.usage_properties(self._usage) | describe.limits_property(self._limits)
+        return describe.model_properties(self._manager.view(self._name)) | counters
 
     async def refresh(self) -> None:
         """Read the counters, and what systemd does not signal."""
         await self._manager.refresh([self._name])
         self._usage = (await self._manager.usage([self._name]))[self._name]
+        self._limits = (await self._manager.limits([self._name]))[self._name]
 
     async def _caller(self, call: Call, options: Mapping[str, Any] | None = None) -> Caller:
         return await caller_of(self._bus, call, options)
@@ -93,6 +97,11 @@ class ModelObject(Exported):
         options_of(options)
         found = await self._manager.check(self._name)
         return [[[f.level.value, f.what, f.value, f.problem, f.remedy] for f in found]]
+
+    async def GetSecurity(self, call: Call, options: dict[str, Any]) -> list[Any]:
+        probe = options_of(options, probe=bool).get("probe", False)
+        rows = await self._manager.security(self._name, again=probe)
+        return [[[row.directive, row.requested, row.effect.value, row.why] for row in rows]]
 
     async def CheckHealth(self, call: Call, options: dict[str, Any]) -> list[Any]:
         options_of(options)

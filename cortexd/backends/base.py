@@ -97,6 +97,8 @@ class Backend(ABC):
     """Whether tensor_parallel means anything to it."""
     version: ClassVar[tuple[str, ...]] = ()
     """Arguments with which its executable says its version and ends with 0; empty where it is not asked."""
+    compiles: ClassVar[bool] = True
+    """Whether it may make machine code while it runs without a GPU (with one, its driver does)."""
     folder_has: ClassVar[tuple[str, ...]] = ()
     """Of these files a model's folder must have one."""
 

@@ -38,6 +38,7 @@ class LlamaCpp(Backend):
     name = "llamacpp"
     executables = ("llama-server",)
     endpoint = "/health"
+    compiles = False
     version = ("--version",)
     healthy = r'\s*\{\s*"status"\s*:\s*"ok"[^{}]*\}\s*'
 

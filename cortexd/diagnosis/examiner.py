@@ -23,6 +23,8 @@ from cortexd.diagnosis.preflight import Evidence, findings
 from cortexd.diagnosis.sandboxed import Sandboxes, Trial
 from cortexd.errors import CortexError, InvalidConfig
 from cortexd.registered import Model
+from cortexd.sandbox.proving import Prover
+from cortexd.sandbox.trial import Trials
 from cortexd.scope import Scope
 from cortexd.systemd.protocol import Systemd
 from cortexd.units.render import Tools, unseen, written_folders
@@ -67,14 +69,18 @@ class Examiner:
     ) -> None:
         self._scope, self._tools, self._systemd, self._secret, self._root = scope, tools, systemd, secret, root
         self._versions = Versions()
-        self._sandboxes = Sandboxes(scope, tools, systemd)
+        self._trials = Trials(scope, tools, systemd)
+        self._sandboxes = Sandboxes(scope, tools, systemd, self._trials)
+        self.prover = Prover(scope, tools, systemd, self._trials)
 
     async def start(self) -> None:
-        """Remove what a daemon that was killed left."""
-        await self._sandboxes.clean_up()
+        """Remove what a daemon that was killed left, and take over what it found out."""
+        await self._trials.clean_up()
+        await self.prover.load()
 
     async def before_start(self, model: Model) -> list[str]:
         """What a start should be warned of. Raises InvalidConfig with what forbids it; takes some 2 s at most."""
+        await self.prover.before_start(model)
         found = findings(model.spec, model.definition.backend, await self._collect(model, BEFORE_START))
         errors = [finding.sentence for finding in found if finding.level is Level.ERROR]
         if errors:

@@ -188,8 +188,8 @@ class Store:
             await self._insert(event)
         self.on_event(event)
 
-    async def begin(self, intent: Intent, event: Event) -> int:
-        """Write down what is about to be done, with the event that says who asked; returns the intent's id."""
+    async def begin(self, intent: Intent) -> int:
+        """Write down what is about to be done; returns the intent's id."""
         async with self._transaction() as connection:
             cursor = await connection.execute(
                 "INSERT INTO intents (time, model, kind, details, actor) VALUES (?, ?, ?, ?, ?)",
@@ -201,14 +201,16 @@ class Store:
                     intent.actor,
                 ),
             )
-            await self._insert(event)
-        self.on_event(event)
         return int(cursor.lastrowid or 0)
 
-    async def end(self, intent: int) -> None:
-        """It is done, or undone."""
+    async def end(self, intent: int, event: Event | None = None) -> None:
+        """It is done, or undone, as the event says."""
         async with self._transaction() as connection:
             await connection.execute("DELETE FROM intents WHERE id = ?", (intent,))
+            if event is not None:
+                await self._insert(event)
+        if event is not None:
+            self.on_event(event)
 
     async def unfinished(self) -> list[Intent]:
         """What a daemon that was killed had begun, oldest first."""

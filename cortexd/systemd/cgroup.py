@@ -1,11 +1,13 @@
-"""What a unit uses, from the files of its control group (cgroup v2; admin-guide/cgroup-v2 of the kernel)."""
+"""What a unit uses and may use, from the files of its control group (cgroup v2; admin-guide/cgroup-v2 of the kernel)."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from cortexd.systemd.protocol import UNKNOWN, UnitUsage
+from cortexd.kinds import INFINITY
+from cortexd.limits import LIMITS
+from cortexd.systemd.protocol import UNKNOWN, Group, UnitLimits, UnitUsage
 
 
 def mount_point(mountinfo: str) -> Path | None:
@@ -41,3 +43,44 @@ def read_usage(group: Path) -> UnitUsage | None:
         cpu_nsec=UNKNOWN if micros == UNKNOWN else micros * 1000,
         tasks=_number(content("pids.current")),
     )
+
+
+def read_limits(root: Path, group: str) -> UnitLimits | None:
+    """What the control group (a path below `root`, the hierarchy's) and those around it are held to; None where it is gone."""
+    place = root / group.lstrip("/")
+    own = _group(place)
+    if own is None:
+        return None
+    around = [_group(folder) for folder in place.parents if folder != root and folder.is_relative_to(root)]
+    whole = _group(root)
+    return UnitLimits((own, *filter(None, around)), whole.controllers if whole else frozenset())
+
+
+def _group(folder: Path) -> Group | None:
+    try:
+        controllers = frozenset((folder / "cgroup.controllers").read_text().split())
+    except OSError:
+        return None
+    values = {}
+    for limit in LIMITS:
+        try:
+            value = limit_value((folder / limit.file).read_text())
+        except OSError:
+            continue
+        if value is not None:
+            values[limit.file] = value
+    return Group(folder.name, controllers, values)
+
+
+def limit_value(text: str) -> float | None:
+    """A limit's file: a number, "max", "default WEIGHT" with lines for devices after it (io.weight), or quota and period in
+    microseconds (cpu.max), which make cores. None for what is none of these."""
+    words = text.partition("\n")[0].removeprefix("default ").split()
+    if words and words[0] == "max":
+        return INFINITY
+    if not words or not all(word.isdecimal() for word in words[:2]):
+        return None
+    numbers = [int(word) for word in words[:2]]
+    if len(numbers) == 1:
+        return numbers[0]
+    return numbers[0] / numbers[1] if numbers[1] else None

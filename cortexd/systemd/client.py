@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 
-from cortexd.bus import Bus, BusError, Signal
+from cortexd.bus import Bus, BusError, Signal, Variant
 from cortexd.errors import CortexError, SystemdUnavailable, UnitFailed
 from cortexd.names import CHECK_PREFIX
 from cortexd.systemd import wire
-from cortexd.systemd.cgroup import mount_point, read_usage
+from cortexd.systemd.cgroup import mount_point, read_limits, read_usage
 from cortexd.systemd.jobs import Job, JobTable, Kind, result_by_state
 from cortexd.systemd.merged import Merged, in_background
 from cortexd.systemd.peer import Peer
-from cortexd.systemd.protocol import UNKNOWN, UnitListener, UnitState, UnitUsage
+from cortexd.systemd.protocol import UNKNOWN, UnitLimits, UnitListener, UnitState, UnitUsage
 from cortexd.systemd.units import Units
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class SystemdClient:
 
     async def usage(self, units: Sequence[str]) -> dict[str, UnitUsage]:
         """See Systemd."""
-        groups = {unit: group for unit in units if (group := self.cached(unit).control_group)}
+        groups = self._groups(units)
         found = await asyncio.to_thread(_read_groups, groups)
         hidden = [unit for unit in groups if unit not in found]
         found.update(zip(hidden, await asyncio.gather(*map(self._ask_usage, hidden)), strict=True))
@@ -113,6 +113,18 @@ class SystemdClient:
 
         memory, cpu, tasks = await asyncio.gather(*map(counter, ("MemoryCurrent", "CPUUsageNSec", "TasksCurrent")))
         return UnitUsage(memory=memory, cpu_nsec=cpu, tasks=tasks)
+
+    async def limits(self, units: Sequence[str]) -> dict[str, UnitLimits]:
+        """See Systemd."""
+        return await asyncio.to_thread(_read_limits, self._groups(units))
+
+    def _groups(self, units: Sequence[str]) -> dict[str, str]:
+        return {unit: group for unit in units if (group := self.cached(unit).control_group)}
+
+    async def set_properties(self, unit: str, values: Mapping[str, int]) -> None:
+        """See Systemd."""
+        typed = [[name, Variant("t", value)] for name, value in values.items()]
+        await self._peer.ask(f"change {', '.join(values)} of {unit}", "SetUnitProperties", "sba(sv)", unit, True, typed)
 
     # -- jobs
 
@@ -263,3 +275,11 @@ def _read_groups(groups: dict[str, str]) -> dict[str, UnitUsage]:
         return {}
     found = {unit: read_usage(root / group.lstrip("/")) for unit, group in groups.items()}
     return {unit: usage for unit, usage in found.items() if usage is not None}
+
+
+def _read_limits(groups: dict[str, str]) -> dict[str, UnitLimits]:
+    root = mount_point(Path("/proc/self/mountinfo").read_text())
+    if root is None:
+        return dict.fromkeys(groups, UnitLimits())
+    found = {unit: read_limits(root, group) for unit, group in groups.items()}
+    return {unit: limits for unit, limits in found.items() if limits is not None}

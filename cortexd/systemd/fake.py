@@ -7,29 +7,36 @@ What units do is told beforehand by `behave`, and done to them by `finish` and `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cortexd.errors import SystemdUnavailable, UnitFailed
+from cortexd.limits import LIMITS, left_by_us
 from cortexd.systemd.fake_units import CLD_KILLED, SIGKILL, Behaviour, FakeUnits, Outcome
 from cortexd.systemd.jobs import Job, Kind
-from cortexd.systemd.protocol import UnitListener, UnitState, UnitUsage
+from cortexd.systemd.protocol import UnitLimits, UnitListener, UnitState, UnitUsage
 
 
 class FakeSystemd:
     """`Systemd` (protocol.py) over the unit files in `folder`."""
 
-    def __init__(self, folder: Path, *, version: str = "257.13 (fake)") -> None:
+    def __init__(self, folder: Path, *, version: str = "257.13 (fake)", runtime: Path | None = None) -> None:
+        """`runtime` is the user's runtime folder: where `set_properties` leaves drop-ins."""
         self.folder = folder
         self.calls: list[tuple[str, ...]] = []
         """What was asked that changes something: ("StartUnit", unit), ("Reload",), ("Kill", invocation_id, signal) ..."""
         self.usages: dict[str, UnitUsage] = {}
         """What `usage` answers."""
+        self.held_to: dict[str, UnitLimits] = {}
+        """What `limits` answers."""
+        self.in_force: dict[str, dict[str, int]] = {}
+        """What `set_properties` set last."""
         self.gone = False
         """While true, every method raises SystemdUnavailable."""
         self._version = version
-        self._units = FakeUnits(folder)
+        self.control = (runtime or folder.parent) / "systemd" / "user.control"
+        self._units = FakeUnits(folder, self.control)
 
     # -- the script
 
@@ -95,6 +102,21 @@ class FakeSystemd:
         """See Systemd."""
         self._ask()
         return {unit: self.usages.get(unit, UnitUsage()) for unit in units}
+
+    async def limits(self, units: Sequence[str]) -> dict[str, UnitLimits]:
+        """See Systemd."""
+        self._ask()
+        return {unit: self.held_to[unit] for unit in units if unit in self.held_to}
+
+    async def set_properties(self, unit: str, values: Mapping[str, int]) -> None:
+        """See Systemd."""
+        self._ask("SetUnitProperties", unit, *values)
+        if self.cached(unit).load_state != "loaded":
+            raise UnitFailed(f"systemd refused to change {', '.join(values)} of {unit}: Unit {unit} not found.")
+        for limit in LIMITS:
+            if limit.bus_property in values:
+                self._units.drop_in(unit, *left_by_us(limit, values[limit.bus_property]))
+        self.in_force.setdefault(unit, {}).update(values)
 
     async def start_unit(self, unit: str) -> Job:
         """See Systemd."""

@@ -40,10 +40,10 @@ class FakeUnit:
 
 
 class FakeUnits:
-    """All units of one manager, which reads its unit files from `folder`."""
+    """All units of one manager, which reads its unit files from `folder`, and drop-ins from there and from `control`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, control: Path) -> None:
+        self.folder, self.control = folder, control
         self.units: dict[str, FakeUnit] = {}
         self.listeners: list[UnitListener] = []
         self.jobs = JobTable(self._recheck)
@@ -89,10 +89,21 @@ class FakeUnits:
             unit,
             load_state="loaded" if good else "bad-setting" if text else "not-found",
             fragment_path=str(path) if text else "",
-            drop_in_paths=tuple(sorted(map(str, self.folder.glob(f"{unit}.d/*.conf")))),
+            drop_in_paths=self._drop_ins(unit),
             unit_file_state=wanted if text else "",
             need_daemon_reload=False,
         )
+
+    def _drop_ins(self, unit: str) -> tuple[str, ...]:
+        found = [path for folder in (self.folder, self.control) for path in folder.glob(f"{unit}.d/*.conf")]
+        return tuple(map(str, sorted(found, key=lambda path: path.name)))
+
+    def drop_in(self, unit: str, name: str, text: str) -> None:
+        """Leave a drop-in, as SetUnitProperties does."""
+        path = self.control / f"{unit}.d" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        self.change(unit, drop_in_paths=self._drop_ins(unit), need_daemon_reload=True)
 
     # -- runs
 

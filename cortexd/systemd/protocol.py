@@ -6,8 +6,8 @@ one talking to python-dbusmock; one contract suite (`tests/contract/`) holds all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 UNKNOWN = 2**64 - 1
@@ -59,6 +59,25 @@ class UnitUsage:
     memory: int = UNKNOWN
     cpu_nsec: int = UNKNOWN
     tasks: int = UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A control group: its name, the controllers that it has, and its limits by file name (memory.max, cpu.max, ...): bytes,
+    cores, weights, processes and threads; INFINITY for "max", nothing where the file is not there."""
+
+    name: str
+    controllers: frozenset[str] = frozenset()
+    values: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitLimits:
+    """What the kernel holds a running unit to: its own control group and those around it, from the inside out, and the
+    controllers of the whole hierarchy. No group: this machine has no cgroup v2."""
+
+    groups: tuple[Group, ...] = ()
+    controllers: frozenset[str] = frozenset()
 
 
 class SystemdJob(Protocol):
@@ -115,6 +134,14 @@ class Systemd(Protocol):
     async def usage(self, units: Sequence[str]) -> dict[str, UnitUsage]:
         """Memory, CPU time and tasks of running units, read in bulk: from the control groups' files where they can be
         read, else from the manager."""
+
+    async def limits(self, units: Sequence[str]) -> dict[str, UnitLimits]:
+        """What running units are held to, from the control groups' files; without those whose group cannot be read."""
+
+    async def set_properties(self, unit: str, values: Mapping[str, int]) -> None:
+        """Change properties of type `t` (org.freedesktop.systemd1(5)) of a unit at once, all or none. systemd leaves a
+        drop-in for each in systemd/user.control of the runtime folder, which outranks the unit file until it is deleted and
+        the files are reloaded."""
 
     async def start_unit(self, unit: str) -> SystemdJob: ...
 

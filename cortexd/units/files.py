@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from cortexd.errors import UnitConflict
@@ -66,10 +66,11 @@ def settings_in(text: str) -> dict[str, object] | None:
     return None
 
 
-def digest(text: str) -> str:
-    """What a generated file's text says, whichever version wrote it."""
-    marker = _MARKER.match(text)
-    return marker[2] if marker else ""
+def digest(text: str, live: Collection[str] = ()) -> str:
+    """Of what a generated file has systemd do, whichever version wrote it: comments, settings among them, do not count, nor
+    do the directives that reach a unit which runs."""
+    lines = (line for line in text.splitlines() if line[:1] != "#" and line.partition("=")[0] not in live)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def inspect(path: Path, wanted: str | None = None) -> FileState:
@@ -94,8 +95,10 @@ def inspect(path: Path, wanted: str | None = None) -> FileState:
 def read(path: Path) -> str:
     """The text of a unit file, whosever it is; empty where there is none that could be read."""
     try:
+        if not path.is_file():  # before it is opened: a FIFO would have us wait
+            return ""
         with path.open("rb") as file:
-            return file.read(_MAX_SIZE).decode("utf-8", "replace") if path.is_file() else ""
+            return file.read(_MAX_SIZE).decode("utf-8", "replace")
     except OSError:
         return ""
 

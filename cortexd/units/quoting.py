@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from cortexd.errors import InvalidConfig
 
 _CONTROL = re.compile(r"[\x01-\x1f\x7f]")
+_MAX_UNIT = 1 << 20  # bytes; systemd reads no line that is longer (LONG_LINE_MAX of fileio.h), and we no longer file
+_MAX_WORD = (1 << 17) - 1  # bytes that one argument or variable of a program may have (MAX_ARG_STRLEN, execve(2))
 
 
 def _refuse_nul(value: str) -> None:
@@ -55,6 +58,17 @@ def instance_of_path(value: str) -> str:
         else:
             out.append(f"\\x{byte:02x}")
     return "".join(out)
+
+
+def check_length(text: str, words: Iterable[str]) -> None:
+    """Refuse a unit that is longer than what is read, and one whose arguments and variables (`words`) no program could be
+    given. Raises InvalidConfig."""
+    length = len(text.encode("utf-8", "replace"))
+    if length > _MAX_UNIT:
+        raise InvalidConfig(f"the unit would have {length} bytes, at most {_MAX_UNIT} can be read; give fewer or shorter values")
+    for given in words:
+        if len(given.encode("utf-8", "replace")) > _MAX_WORD:
+            raise InvalidConfig(f"{given[:40]!r}…: is longer than the {_MAX_WORD} bytes that a program can be given; shorten it")
 
 
 def seconds(value: float) -> str:

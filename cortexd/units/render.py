@@ -36,9 +36,9 @@ _MAX_PAUSE = 300  # seconds
 _GROWING_PAUSE = 254  # the release of systemd that brought RestartSteps=; those before warn of it
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tools:
-    """Programs of this machine that a unit names, as absolute paths."""
+    """Programs of this machine that a unit names, as absolute paths; and what else of the machine a unit depends on."""
 
     python: str
     """The interpreter that runs the waiter; not a virtual environment's link, which may go away."""
@@ -48,6 +48,9 @@ class Tools:
     mkdir: str
     systemd: int
     """The release of the manager that will read the unit."""
+    namespaces: bool = True
+    """Whether a user's units get user and mount namespaces on this machine. Where they do not, a unit that asks for them does
+    not start, or starts unprotected. Found out while the daemon runs (cortexd/sandbox/proving.py)."""
 
 
 def probe_address(host: str) -> str:
@@ -194,15 +197,62 @@ def sandbox_lines(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools)
 
 def unseen(paths: Iterable[Path], spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> list[Path]:
     """Those of `paths` (absolute, without links) in whose place the server sees nothing."""
+    if not _isolates(spec, tools):
+        return []
     shown = [*map(Path, _hidden(spec, plan, scope, tools)), *map(Path, written_folders(spec, plan))]
     covered = [*_covered(spec, scope), *([scope.runtime] if scope.runtime else [])]
     closed = [scope.data, scope.unit_folder]
     return [p for p in paths if _lies_in(p, closed) or (_lies_in(p, covered) and not _lies_in(p, shown))]
 
 
+def has_namespaces(spec: ModelSpec) -> bool:
+    """Whether the model's sandbox hides or protects folders, or what else systemd does for a user in namespaces alone."""
+    h = spec.hardening
+    return h.security in ("default", "strict") or bool(
+        h.protect_system != "false"
+        or h.protect_home != "false"
+        or h.private_tmp
+        or h.private_devices
+        or h.protect_kernel_tunables
+        or h.protect_kernel_modules
+        or h.protect_control_groups
+        or h.protect_kernel_logs
+        or h.protect_clock
+        or h.protect_hostname
+    )
+
+
+def _isolates(spec: ModelSpec, tools: Tools) -> bool:
+    """Whether the unit says so. Where the sandbox is required it does in any case, and systemd itself refuses to start it."""
+    return has_namespaces(spec) and (tools.namespaces or spec.hardening.sandbox_required)
+
+
 def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> Iterator[str]:
     hardening = spec.hardening
     yield f"NoNewPrivileges={quoting.boolean(hardening.no_new_privileges)}"
+    yield f"RestrictRealtime={quoting.boolean(hardening.restrict_realtime)}"
+    yield f"RestrictSUIDSGID={quoting.boolean(hardening.restrict_suid_sgid)}"
+    if hardening.restrict_namespaces:
+        yield "RestrictNamespaces=true"
+    if hardening.restrict_address_families:
+        # The waiter asks the kernel by netlink whose socket it is that answers.
+        yield "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK"
+    if hardening.system_call_filter:
+        yield "SystemCallFilter=@system-service"
+        yield "SystemCallErrorNumber=EPERM"  # a server that tries another call goes on without it
+    if hardening.lock_personality:
+        yield "LockPersonality=true"
+    if hardening.memory_deny_write_execute:
+        yield "MemoryDenyWriteExecute=true"
+    if hardening.umask != "0022":
+        yield f"UMask={hardening.umask}"
+    if _isolates(spec, tools):
+        yield from _namespaces(spec, plan, scope, tools)
+
+
+def _namespaces(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> Iterator[str]:
+    """What systemd does for a user's service in a user namespace alone."""
+    hardening = spec.hardening
     # Without it systemd 252 mounts nothing, or refuses to start the unit, and later ones go on unprotected where they fail.
     yield "PrivateUsers=true"
     yield f"ProtectSystem={hardening.protect_system}"
@@ -211,11 +261,15 @@ def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> I
     if hardening.private_tmp:
         yield "TemporaryFileSystem=/dev/shm:mode=1777"  # segments of shared memory that a killed server leaves would stay
     yield f"PrivateDevices={quoting.boolean(hardening.private_devices)}"
-    yield f"RestrictRealtime={quoting.boolean(hardening.restrict_realtime)}"
-    yield f"RestrictSUIDSGID={quoting.boolean(hardening.restrict_suid_sgid)}"
     yield f"ProtectKernelTunables={quoting.boolean(hardening.protect_kernel_tunables)}"
     yield f"ProtectKernelModules={quoting.boolean(hardening.protect_kernel_modules)}"
     yield f"ProtectControlGroups={quoting.boolean(hardening.protect_control_groups)}"
+    if hardening.protect_kernel_logs:
+        yield "ProtectKernelLogs=true"
+    if hardening.protect_clock:
+        yield "ProtectClock=true"
+    if hardening.protect_hostname:
+        yield "ProtectHostname=true"
     covered = _covered(spec, scope)
     for folder in written_folders(spec, plan):
         # What another file system lies over has to be brought back.

@@ -208,7 +208,7 @@ async def test_what_a_model_says_of_itself(client: Client, house: House) -> None
         "InvocationID": house.unit().invocation_id, "MainPID": house.unit().main_pid, "NRestarts": 0,
         "ControlGroup": f"/fake/{unit}", "StatusText": "", "StateChangeTimestamp": house.unit().state_change,
         "UsualLoadUSec": round(house.manager.view("a").model.usual_load * 1e6),
-        "MemoryCurrent": 5, "CPUUsageNSec": 6, "TasksCurrent": 7,
+        "MemoryCurrent": 5, "CPUUsageNSec": 6, "TasksCurrent": 7, "Limits": [],
     }  # fmt: skip
     told = {k: v for k, v in found.items() if k not in ("Settings", "RestartNeeded", "Health")}
     assert told == {k: v for k, v in expected.items() if k != "Health"}
@@ -499,11 +499,11 @@ async def test_a_list_of_1000_models_is_one_quick_round_trip(client: Client, hou
     quick = time.monotonic() - began
     assert len(plain) == 1001 and "Settings" not in plain[0] and "MemoryCurrent" not in plain[0]
     assert quick < 5, f"{quick:.2f} s, of the 25 s that a caller waits"
-    full = {"settings": Variant("b", True), "usage": Variant("b", True)}
+    full = {"settings": Variant("b", True), "usage": Variant("b", True), "limits": Variant("b", True)}
     began = time.monotonic()
     whole = await client.manager("ListModels", "asa{sv}", [], full)
     print(
-        f"1000 models: {quick:.2f} s, with settings and usage {time.monotonic() - began:.2f} s ({cortexd.bus.LIBRARY})"
+        f"1000 models: {quick:.2f} s, with everything {time.monotonic() - began:.2f} s ({cortexd.bus.LIBRARY})"
     )
     assert time.monotonic() - began < 10
     assert [m["Name"] for m in whole] == sorted(m["Name"] for m in whole)
@@ -700,7 +700,7 @@ async def test_settings_are_listed(client: Client) -> None:
     found = await client.manager("ListSettings")
     assert [row[0] for row in found] == list(SETTINGS)
     rows = {row[0]: row[1:] for row in found}
-    assert rows["memory"][1:3] == ["32G", "restart"] and rows["health.max_failures"][1:3] == ["3", "none"]
+    assert rows["memory"][1:3] == ["32G", "none"] and rows["port"][2] == "restart" and rows["health.max_failures"][1:3] == ["3", "none"]
     assert rows["TasksMax"][1] == "" and all(row[0] and row[3] for row in rows.values())
 
 

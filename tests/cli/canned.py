@@ -18,6 +18,8 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "memory": ("t", 32 * 1024**3),
     "MemoryHigh": ("t", 28 * 1024**3),
     "cpu": ("d", 4.0),
+    "CPUWeight": ("t", 100),
+    "IOWeight": ("t", 100),
     "TasksMax": ("t", 512),
     "NoNewPrivileges": ("b", True),
     "health.interval_seconds": ("d", 30.0),
@@ -57,6 +59,7 @@ def model(name: str, **changes: Any) -> dict[str, Any]:
         "MemoryCurrent": MISSING,
         "CPUUsageNSec": MISSING,
         "TasksCurrent": MISSING,
+        "Limits": [],
     }
     assert set(changes) <= set(info), "a property that the API does not have"
     return {**info, **changes}

@@ -104,6 +104,8 @@ class FakeDaemon(Service):
         wanted = {key for key in self._properties[MODEL_INTERFACE] if key != "Settings" or "settings" in options}
         if "usage" not in options:
             wanted -= {"MemoryCurrent", "CPUUsageNSec", "TasksCurrent"}
+        if "limits" not in options:
+            wanted -= {"Limits"}
         for pattern in patterns:
             if not set(pattern) & set("*?[") and pattern not in self.models:
                 raise Refusal(
@@ -163,6 +165,9 @@ class FakeDaemon(Service):
 
     def _do_Check(self, asked: Asked) -> tuple[Any, ...]:
         return ([],)
+
+    def _do_GetSecurity(self, asked: Asked) -> tuple[Any, ...]:
+        return ([("NoNewPrivileges", "yes", "in force", "the server cannot gain privileges")],)
 
     def _do_CheckHealth(self, asked: Asked) -> tuple[Any, ...]:
         return (health(),)

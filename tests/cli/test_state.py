@@ -103,6 +103,12 @@ def test_status_of_a_model(cli: Cli, fake: FakeDaemon) -> None:
             "a", State="unhealthy", StateReason="three probes failed", Health="failing", HealthFailures=3,
             HealthReason="503", MemoryCurrent=3 * 1024**3, CPUUsageNSec=83 * 10**9, TasksCurrent=75, NRestarts=2,
             StateChangeTimestamp=1_795_439_719_732_247, DropInPaths=["/u/a.service.d/x.conf"], ControlGroup="/c/a",
+            Limits=[
+                ("memory", "32G", "20G", "/u/a.service.d/x.conf says otherwise", "delete that line"),
+                ("MemoryHigh", "28G", "28G", "", ""), ("cpu", "4", "2", "cortex.slice as a whole has no more", "raise it"),
+                ("CPUWeight", "100", "100", "", ""), ("IOWeight", "100", "", "io is not delegated", "delegate\x1b it"),
+                ("TasksMax", "512", "2", "cortex.slice as a whole has no more", "raise it"),
+            ],
             StatusText="Serving", RestartNeeded=True, Warnings=["the unit file was edited by hand"], **running,
         )
     )  # fmt: skip
@@ -123,11 +129,14 @@ def test_status_of_a_model(cli: Cli, fake: FakeDaemon) -> None:
         '    Status: "Serving"',
         "  Restarts: 2",
         f"  Main PID: {os.getpid()} ({command})",
-        "    Memory: 3.0G (high: 28G, limit: 32G)",
-        "       CPU: 1min 23s (limit: 4 cores)",
-        "     Tasks: 75 (limit: 512)",
+        "    Memory: 3.0G (high: 28G, limit: 20G)",
+        "       CPU: 1min 23s (limit: 2 cores, weight: 100)",
+        "     Tasks: 75 (limit: 2)",
         "        IO: not available: the control group has no io controller",
         "    CGroup: /c/a",
+        "    Limits: not in force: memory=32G (it is 20G): /u/a.service.d/x.conf says otherwise; delete that line",
+        "    Limits: not in force: cpu=4 (it is 2), TasksMax=512 (it is 2): cortex.slice as a whole has no more; raise it",
+        "    Limits: not in force: IOWeight=100: io is not delegated; delegate\\x1b it",
         "   Changed: settings or secrets were changed since it was started; restart it to use them",
         "   Warning: the unit file was edited by hand",
     ]

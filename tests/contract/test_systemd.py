@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 
 import pytest
 
 from cortexd.errors import JobTimeout, SystemdUnavailable, UnitFailed
+from cortexd.kinds import INFINITY
+from cortexd.limits import LIMITS, left_by_us, properties
+from cortexd.model import ResourceLimits
 from cortexd.systemd.protocol import UnitState, UnitUsage
 from tests.support.systemd_worlds import World, done
 
@@ -366,6 +370,36 @@ class TestKill:
         second = world.systemd.cached(unit)
         assert not await world.systemd.kill_run(first, signal.SIGKILL)
         assert (await world.systemd.refresh(unit)).main_pid == second.main_pid
+
+
+class TestLimits:
+    async def test_properties_are_left_in_drop_ins(self, world: World) -> None:
+        unit = await world.started()
+        given = dict(properties(ResourceLimits(memory_high=INFINITY, tasks_max=512, cpu=1.5)))
+        await world.systemd.set_properties(unit, {limit.bus_property: value for limit, value in given.items()})
+        folder = world.runtime / "systemd" / "user.control" / f"{unit}.d"
+        left = {path.name: path.read_text() for path in folder.iterdir()}
+        assert left == dict(left_by_us(limit, value) for limit, value in given.items())
+        paths = (await world.systemd.refresh(unit)).drop_in_paths
+        assert sorted(paths) == sorted(str(folder / f"50-{limit.directive}.conf") for limit in LIMITS)
+        assert world.systemd.cached(unit).active_state == "active"
+
+    async def test_deleted_drop_ins_are_gone_after_a_reload(self, world: World) -> None:
+        unit = await world.started()
+        await world.systemd.set_properties(unit, {"TasksMax": 99})
+        (path,) = (await world.systemd.refresh(unit)).drop_in_paths
+        Path(path).unlink()
+        await world.systemd.reload()
+        state = await world.systemd.refresh(unit)
+        assert (state.drop_in_paths, state.need_daemon_reload, state.active_state) == ((), False, "active")
+
+    async def test_properties_of_what_does_not_exist_are_refused(self, world: World) -> None:
+        with pytest.raises(UnitFailed, match=r"change TasksMax of cortex-nobody\.service: Unit cortex-nobody\.service not"):
+            await world.systemd.set_properties("cortex-nobody.service", {"TasksMax": 99})
+
+    async def test_a_unit_that_rests_is_held_to_nothing(self, world: World) -> None:
+        unit = await world.add()
+        assert await world.systemd.limits([unit]) == {}
 
 
 class TestEnd:

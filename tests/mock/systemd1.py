@@ -44,6 +44,7 @@ START_OF_TIME = 1_700_000_000_000_000
 
 def load(mock, parameters):
     mock.folder = Path(str(parameters["folder"]))
+    mock.control = Path(str(parameters["runtime"])) / "systemd" / "user.control"
     mock.numbers = iter(range(1, 1_000_000))
     mock.subscribers = set()
     mock.units = {}
@@ -122,10 +123,14 @@ class Unit:
         self.object.props[UNIT_IFACE].update(
             LoadState="loaded" if "\nExecStart=" in self.text else "bad-setting" if self.text else "not-found",
             FragmentPath=str(path) if self.text else "",
-            DropInPaths=dbus.Array(sorted(map(str, self.mock.folder.glob(f"{self.name}.d/*"))), signature="s"),
+            DropInPaths=self.drop_ins(),
             UnitFileState=self.file_state(),
             NeedDaemonReload=False,
         )
+
+    def drop_ins(self):
+        found = [path for folder in (self.mock.folder, self.mock.control) for path in folder.glob(f"{self.name}.d/*")]
+        return dbus.Array(map(str, sorted(found, key=lambda path: path.name)), signature="s")
 
     def file_state(self):
         if not self.text:
@@ -394,6 +399,25 @@ def GetUnitFileState(self, name):
 @dbus.service.method(MAIN_IFACE, in_signature="ssi")
 def KillUnit(self, name, whom, signal):
     loaded(self, name).kill(whom, signal)
+
+
+@dbus.service.method(MAIN_IFACE, in_signature="sba(sv)")
+def SetUnitProperties(self, name, runtime, properties):
+    """Leaves a drop-in for each, as the real one (measured on 252 and 257)."""
+    refused(self, "SetUnitProperties")
+    known = unit(self, name)
+    if not known.text:
+        known.unload()
+        raise failure("NoSuchUnit", f"Unit {name} not found.")
+    folder = self.control / f"{name}.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    for key, value in properties:
+        said = "infinity" if value == 2**64 - 1 else str(int(value))
+        if key == "CPUQuotaPerSecUSec":
+            key, said = "CPUQuota", f"{int(value) // 10_000}%"
+        text = '# This is a drop-in unit file extension, created via "systemctl set-property"\n# or an equivalent operation. Do not edit.'
+        (folder / f"50-{key}.conf").write_text(f"{text}\n[Service]\n{key}={said}\n")
+    known.object.props[UNIT_IFACE].update(DropInPaths=known.drop_ins(), NeedDaemonReload=True)
 
 
 @dbus.service.method(MAIN_IFACE, in_signature="s")

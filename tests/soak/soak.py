@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -91,7 +92,8 @@ def torment(cortex: Cortex, daemon: Daemon, dice: random.Random, seconds: float,
 def ended_runs(since: float) -> dict[str, set[str]]:
     """Every run that ended, by model, from the journal: systemd's own record."""
     matches = [f"MESSAGE_ID={number}" for number in _END_MESSAGES]
-    text = os.popen(f"journalctl -q -o json --since=@{since} _UID={os.getuid()} {' '.join(matches)}").read()
+    command = ["journalctl", "-q", "-o", "json", f"--since=@{since}", f"_UID={os.getuid()}", *matches]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found: dict[str, set[str]] = defaultdict(set)
     for line in text.splitlines():
         entry = json.loads(line)

@@ -42,6 +42,8 @@ class World(ABC):
     """One manager to play with."""
 
     systemd: Systemd
+    runtime: Path
+    """The user's runtime folder, as the manager has it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -132,7 +134,8 @@ class FakeWorld(ScriptedWorld):
     @classmethod
     async def create(cls, folder: Path) -> FakeWorld:
         self = cls(folder / "units")
-        self.systemd = self.fake = FakeSystemd(self.folder)
+        self.runtime = folder / "run"
+        self.systemd = self.fake = FakeSystemd(self.folder, runtime=self.runtime)
         await self.fake.start()
         return self
 
@@ -176,7 +179,7 @@ class MockWorld(BusWorld, ScriptedWorld):
     async def create(cls, folder: Path, address: str) -> MockWorld:
         self = cls(folder / "units")
         self.address = address
-        self.log = folder / "mock.log"
+        self.log, self.runtime = folder / "mock.log", folder / "run"
         await self.run_manager()
         await self.connect(address)
         return self
@@ -192,7 +195,7 @@ class MockWorld(BusWorld, ScriptedWorld):
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *(mock_python(), "-m", "dbusmock", "--session", "--template", str(MOCK_TEMPLATE)),
-                *("--parameters", json.dumps({"folder": str(self.folder)})),
+                *("--parameters", json.dumps({"folder": str(self.folder), "runtime": str(self.runtime)})),
                 env={"DBUS_SESSION_BUS_ADDRESS": self.address, "PATH": os.environ["PATH"]},
                 stdout=log,
                 stderr=log,
@@ -253,7 +256,7 @@ class RealWorld(BusWorld):
     @classmethod
     async def create(cls, folder: Path) -> RealWorld:
         self = cls(Path.home() / ".config" / "systemd" / "user")
-        self.gates = folder
+        self.gates, self.runtime = folder, Path(os.environ["XDG_RUNTIME_DIR"])
         await self.connect(os.environ["DBUS_SESSION_BUS_ADDRESS"])
         return self
 
@@ -294,5 +297,6 @@ class RealWorld(BusWorld):
                 await self.systemd.disable_unit(unit)
             (self.folder / unit).unlink(missing_ok=True)
             shutil.rmtree(self.folder / f"{unit}.d", ignore_errors=True)
+            shutil.rmtree(self.runtime / "systemd" / "user.control" / f"{unit}.d", ignore_errors=True)
         await self.systemd.reload()
         await super().close()

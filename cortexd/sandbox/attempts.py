@@ -1,0 +1,204 @@
+"""Run inside a sandbox, and once outside of any: tries each thing that one should prevent.
+
+Standard library only, run as a script with an empty environment. Says how each attempt ended as the unit's status,
+`NAME:ERRNO` each, where 0 is success. Nothing is changed by an attempt that succeeds, and no file is left behind, also when
+it is killed: files have no names, system calls ask for what does not exist.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+if not __package__:
+    # As the waiter does it (cortexd/waiter/__main__.py): nothing that lies beside cortexd comes before the standard library.
+    _parent = type(sys)("cortexd")
+    _parent.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]  # noqa: PTH100, PTH120
+    sys.modules["cortexd"] = _parent
+
+from cortexd.sandbox.inside import tell, writing
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_PR_GET_NO_NEW_PRIVS, _PTRACE_TRACEME, _PER_LINUX32, _CLONE_NEWUSER = 39, 0, 8, 0x10000000
+_SYSLOG_SIZE_BUFFER = 10
+_SYSTEM = ("/usr", "/etc", "/boot", "/opt", "/srv", "/var/lib", "/var/local", "/run/lock")
+_TUNABLES = ("/proc/sys/kernel/printk", "/proc/sys/vm/swappiness", "/sys/kernel/mm/transparent_hugepage/enabled")
+
+Where = dict[str, str]
+"""What the daemon says of the machine as it sees it: folders by their names, and what a file is (`identity`)."""
+
+
+def identity(path: str) -> str:
+    """Which folder a path leads to: what another one lies over is another."""
+    found = Path(path).stat()
+    return f"{found.st_dev}:{found.st_ino}"
+
+
+def _reached(attempt: Callable[[], object], *refused: int) -> None:
+    """Like success is one of these errors, which is what who may do it gets."""
+    try:
+        attempt()
+    except OSError as e:
+        if e.errno not in refused:
+            raise
+
+
+def _call(function: str, *arguments: object) -> None:
+    """A function of the C library; raises OSError."""
+    ctypes.set_errno(0)
+    if getattr(_libc, function)(*arguments) == -1:
+        raise OSError(ctypes.get_errno(), function)
+
+
+def _in_child(function: Callable[[], object]) -> None:
+    """In a process of its own, since it would change this one; raises OSError."""
+    child = os.fork()
+    if not child:
+        number = 0
+        try:
+            function()
+        except OSError as e:
+            number = e.errno or errno.EIO
+        finally:
+            os._exit(number)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status:
+        raise OSError(status if status > 0 else errno.EPERM, "")
+
+
+def _any(attempt: Callable[[str], object], paths: tuple[str, ...]) -> None:
+    """One success is enough."""
+    error = OSError(errno.ENOENT, "")
+    for path in paths:
+        try:
+            attempt(path)
+            return
+        except OSError as e:
+            error = e
+    raise error
+
+
+def _open_to_write(path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+
+
+def _seen(where: Where, name: str) -> None:
+    if identity(where[name]) != where.get(f"{name}-is", ""):
+        raise OSError(errno.ENOENT, "another folder lies over it")
+
+
+def _connect(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(2)
+        sock.connect(path)
+
+
+def _gain_privileges(where: Where) -> None:
+    _refuse(_libc.prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1)
+
+
+def _setuid_file(where: Where) -> None:
+    descriptor = os.memfd_create("attempt", os.MFD_CLOEXEC)
+    try:
+        os.fchmod(descriptor, 0o4700)
+    finally:
+        os.close(descriptor)
+
+
+def _control_group(where: Where) -> None:
+    own = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
+    _open_to_write(f"/sys/fs/cgroup{own}/cgroup.procs")
+
+
+def _write_and_execute(where: Where) -> None:
+    mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+
+
+def _other_family(where: Where) -> None:
+    # Without privileges the kernel's code of that family refuses, but it is reached.
+    _reached(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close(), errno.EPERM)
+
+
+def _host_name(where: Where) -> None:
+    _reached(lambda: _call("sethostname", None, ctypes.c_size_t(-1)), errno.EINVAL)
+
+
+def _unload_module(where: Where) -> None:
+    _reached(lambda: _call("delete_module", b"cortexd-none-of-that-name", os.O_NONBLOCK), errno.ENOENT)
+
+
+def _realtime(where: Where) -> None:
+    _in_child(lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)))
+
+
+def _open_files(where: Where) -> None:
+    _refuse(os.umask(0o077) & 0o077 == 0o077)
+
+
+def _user_namespace(where: Where) -> None:
+    _refuse(str(Path("/proc/self/ns/user").readlink()) != where["user-namespace-is"])
+
+
+def _refuse(prevented: bool) -> None:
+    if prevented:
+        raise OSError(errno.EPERM, "")
+
+
+ATTEMPTS: dict[str, Callable[[Where], object]] = {
+    "user-namespace": _user_namespace,
+    "gain-privileges": _gain_privileges,
+    "write-system": lambda where: _any(writing, _SYSTEM),
+    "write-home": lambda where: writing(where["home"]),
+    "see-home": lambda where: _seen(where, "home"),
+    "see-tmp": lambda where: _seen(where, "tmp"),
+    "see-var-tmp": lambda where: _seen(where, "var-tmp"),
+    "see-shared-memory": lambda where: _seen(where, "shared-memory"),
+    "see-devices": lambda where: _seen(where, "devices"),
+    "realtime": _realtime,
+    "setuid-file": _setuid_file,
+    "tunables": lambda where: _any(_open_to_write, _TUNABLES),
+    "unload-module": _unload_module,
+    "see-modules": lambda where: [*Path("/usr/lib/modules").iterdir()],
+    "control-group": _control_group,
+    "user-bus": lambda where: _connect(f"{where['runtime']}/bus"),
+    "user-manager": lambda where: _connect(f"{where['runtime']}/systemd/private"),
+    "see-data": lambda where: [*Path(where["data"]).iterdir()],
+    "see-secrets": lambda where: [*Path(f"{where['data']}/secrets").iterdir()],
+    "see-units": lambda where: [*Path(where["units"]).iterdir()],
+    "namespaces": lambda where: _in_child(lambda: _call("unshare", _CLONE_NEWUSER)),
+    "personality": lambda where: _in_child(lambda: _call("personality", ctypes.c_ulong(_PER_LINUX32))),
+    "write-and-execute": _write_and_execute,
+    "other-family": _other_family,
+    "trace": lambda where: _in_child(lambda: _call("ptrace", _PTRACE_TRACEME, 0, None, None)),
+    "kernel-log": lambda where: _call("klogctl", _SYSLOG_SIZE_BUFFER, None, 0),
+    "clock": lambda where: _call("adjtimex", ctypes.create_string_buffer(512)),  # asks alone, by the call that sets, too
+    "host-name": _host_name,
+    "open-files": _open_files,
+}
+"""By name; each raises OSError where it is prevented."""
+
+
+def main() -> int:
+    """Try all, and tell."""
+    where = json.loads(sys.argv[1])
+    said = []
+    for name, attempt in ATTEMPTS.items():
+        number = 0
+        try:
+            attempt(where)
+        except OSError as e:
+            number = e.errno or errno.EIO
+        said.append(f"{name}:{number}")
+    tell(" ".join(said))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Requested against effective: the table from what the attempts said, without a machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from cortexd.backends import BACKENDS
+from cortexd.kinds import Value
+from cortexd.model import SETTINGS, ModelSpec, build_spec
+from cortexd.sandbox.attempts import ATTEMPTS
+from cortexd.sandbox.judging import _ATTEMPTS, _FENCES, MOOT, NEED_NAMESPACES, WORDS, Effect, Proof, Row, table
+from cortexd.sandbox.proving import REFUSED, _results, problem
+
+EPERM, EROFS = 1, 30
+FREE = dict.fromkeys(ATTEMPTS, 0)
+CLOSED = dict.fromkeys(ATTEMPTS, EPERM)
+
+
+def spec_of(**explicit: Value) -> ModelSpec:
+    return build_spec("m", {"path": "org/name", **explicit}, BACKENDS["vllm"].defaults(0))
+
+
+def row(proof: Proof, directive: str, left_out: str = "", **explicit: Value) -> Row:
+    (found,) = [row for row in table(spec_of(**explicit), proof, left_out) if row.directive == directive]
+    return found
+
+
+def test_every_attempt_is_a_directives_and_has_words() -> None:
+    used = {name for names in (*_ATTEMPTS.values(), *_FENCES.values()) for name in names} | {"see-home"}
+    assert used == set(ATTEMPTS) == set(WORDS)
+    assert set(_ATTEMPTS) <= set(SETTINGS)
+    assert set(NEED_NAMESPACES) <= {*_ATTEMPTS, *_FENCES}
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "control", "effect", "why"),
+    [
+        (EPERM, 0, Effect.IN_FORCE, "the server cannot make a set-user-ID file"),
+        (EPERM, EPERM, Effect.MOOT, MOOT),
+        (EPERM, EROFS, Effect.MOOT, MOOT),
+        (0, 0, Effect.NOT_IN_FORCE, "the server could make a set-user-ID file"),
+        (0, EPERM, Effect.NOT_IN_FORCE, "the server could make a set-user-ID file"),
+    ],
+)
+def test_in_force_only_where_it_succeeds_outside_and_fails_inside(
+    sandbox: int, control: int, effect: Effect, why: str
+) -> None:
+    proof = Proof({"setuid-file": sandbox}, {"setuid-file": control})
+    assert row(proof, "RestrictSUIDSGID") == Row("RestrictSUIDSGID", "yes", effect, why)
+
+
+def test_of_several_attempts_one_that_succeeds_is_too_many() -> None:
+    proof = Proof({**CLOSED, "see-var-tmp": 0}, FREE)
+    assert row(proof, "PrivateTmp") == Row(
+        "PrivateTmp", "yes", Effect.NOT_IN_FORCE, "the server could see the machine's /var/tmp"
+    )
+    mixed = row(Proof(CLOSED, {**CLOSED, "see-tmp": 0}), "PrivateTmp")
+    assert (mixed.effect, mixed.why) == (Effect.IN_FORCE, "the server cannot see the machine's /tmp")
+
+
+def test_what_was_not_asked_for_is_off_and_what_was_not_tried_unknown() -> None:
+    assert row(Proof(FREE, FREE), "PrivateDevices").effect is Effect.OFF
+    assert row(Proof(CLOSED, FREE, ""), "PrivateTmp", PrivateTmp=False).effect is Effect.OFF
+    assert row(Proof({}, {}), "PrivateTmp").effect is Effect.UNKNOWN
+    assert row(Proof({}, {}, "no answer"), "PrivateTmp") == Row("PrivateTmp", "yes", Effect.UNKNOWN, "no answer")
+
+
+def test_an_empty_home_must_not_be_seen() -> None:
+    proof = Proof({**CLOSED, "see-home": 0}, FREE)
+    assert row(proof, "ProtectHome").effect is Effect.IN_FORCE
+    assert row(proof, "ProtectHome", ProtectHome="tmpfs").effect is Effect.NOT_IN_FORCE
+    assert row(Proof({**CLOSED, "write-home": 0}, FREE), "ProtectSystem").effect is Effect.NOT_IN_FORCE
+    assert row(Proof({**CLOSED, "write-home": 0}, FREE), "ProtectSystem", ProtectSystem="full").effect is Effect.IN_FORCE
+
+
+def test_what_is_left_out_is_named_and_warned_of() -> None:
+    rows = table(spec_of(), Proof(CLOSED, FREE), REFUSED)
+    out = {row.directive for row in rows if row.effect is Effect.NOT_IN_FORCE}
+    assert out == {
+        "PrivateUsers", "TemporaryFileSystem=%t", "InaccessiblePaths=~/.cortex", "ProtectSystem", "ProtectHome", "PrivateTmp",
+        "ProtectKernelTunables", "ProtectKernelModules", "ProtectControlGroups",
+    }  # fmt: skip
+    assert row(Proof(CLOSED, FREE), "NoNewPrivileges", REFUSED).effect is Effect.IN_FORCE
+    said = problem(rows, REFUSED)
+    assert said.startswith("sandbox: PrivateUsers, ") and REFUSED in said and "sandbox_required=yes" in said
+
+
+def test_the_warning() -> None:
+    assert problem(table(spec_of(), Proof(CLOSED, FREE)), "") == ""
+    assert problem(table(spec_of(), Proof(CLOSED, CLOSED)), "") == ""
+    rows = table(spec_of(), Proof({**CLOSED, "see-tmp": 0, "realtime": 0}, FREE))
+    assert problem(rows, "") == "sandbox: PrivateTmp, RestrictRealtime: not in force on this machine"
+
+
+def test_profiles() -> None:
+    def requested(profile: str, **explicit: Value) -> dict[str, str]:
+        rows = table(spec_of(security=profile, **explicit), Proof(CLOSED, FREE))
+        return {row.directive: row.requested for row in rows if row.effect is not Effect.OFF}
+
+    assert requested("none") == {}
+    assert set(requested("baseline")) == {"NoNewPrivileges", "RestrictRealtime", "RestrictSUIDSGID"}
+    assert set(requested("none", PrivateTmp=True)) == {*_FENCES, "PrivateTmp"}  # the one that is given wins
+    default, strict = requested("default"), requested("strict")
+    assert set(default) < set(strict) == {*_ATTEMPTS, *_FENCES} - {"PrivateDevices", "MemoryDenyWriteExecute"}
+    assert "LockPersonality" not in requested("strict", LockPersonality=False)
+
+
+@pytest.mark.parametrize("said", ["", "ok", "a:b", "a:0  b:1", "a:0\x1b[2J", "a:-1", "A:0", "a:99999"])
+def test_what_the_attempts_never_say(said: str) -> None:
+    assert _results(said) is None
+
+
+def test_what_they_say() -> None:
+    assert _results("a-b:0 c:13") == {"a-b": 0, "c": 13}
