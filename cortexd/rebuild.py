@@ -22,19 +22,21 @@ log = logging.getLogger(__name__)
 async def rebuild(store: Store, folder: Path) -> list[str]:
     """Register every model of which there is a unit file that cortexd wrote and nobody changed; returns what there is to
     say about it, a sentence each."""
-    found = await asyncio.to_thread(lambda: list(_models(folder)))
-    for name, settings in found:
-        event = Event(
-            model=name, kind="registered", message="registered again from its unit file, since the database was lost",
-            priority=Priority.WARNING,
-        )  # fmt: skip
-        await store.save_model(name, settings, event)
+    found = await asyncio.to_thread(lambda: dict(_models(folder)))
+    message = "registered again from its unit file, since the database was lost"
+
+    def event(name: str) -> Event:
+        return Event(model=name, kind="registered", message=message, priority=Priority.WARNING)
+
+    await store.take_over(found, event)
     told = []
     if store.set_aside:
         told.append(f"the database was damaged and is kept as {store.set_aside}: past events are in it alone")
     if found:
-        names = ", ".join(name for name, _ in found)
-        told.append(f"the database was lost; registered again from their unit files: {names}")
+        told.append(
+            f"the database was lost; registered again from their unit files: {', '.join(found)}; "
+            "'cortexctl unregister' removes what should not be there"
+        )
     return told
 
 

@@ -181,7 +181,14 @@ async def test_a_damaged_one_is_kept_aside_and_a_new_one_begun(path: Path, make:
     assert store.new and Path(store.set_aside).read_bytes() == before
     assert Path(store.set_aside).name.startswith("models.db.damaged-2027")
     again = await Store.open(path)
-    assert not again.new and not again.set_aside and [m.name for m in await again.models()] == ["a"]
+    assert again.new, "until somebody says what there was before it"
+    await again.take_over({"b": {"port": 1}}, lambda name: event(name))
+    await again.close()
+    again = await Store.open(path)
+    assert [m.name for m in await again.models()] == ["a", "b"] and await again.unfinished() == []
+    await again.close()
+    again = await Store.open(path)
+    assert not again.new and not again.set_aside and [m.name for m in await again.models()] == ["a", "b"]
     await again.close()
 
 
@@ -427,6 +434,7 @@ async def test_an_intent_is_there_until_it_is_ended(store: Store, path: Path) ->
     first = await store.begin(Intent(model="a", kind="unregister", details={"force": True}, actor="me[1]"))
     second = await store.begin(Intent(model="b", kind="restart"))
     again = await Store.open(path)
+    await again.take_over({}, lambda name: event(name))
     assert await again.unfinished() == [
         Intent(id=first, model="a", kind="unregister", details={"force": True}, actor="me[1]"),
         Intent(id=second, model="b", kind="restart"),

@@ -28,6 +28,10 @@ EVENTS_IN_ALL = 100_000
 _PRUNE_EVERY = 200
 _BUSY_SECONDS = 5.0
 _MAX_INTEGER = 2**63 - 1
+_INSERT_INTENT = "INSERT INTO intents (time, model, kind, details, actor) VALUES (?, ?, ?, ?, ?)"
+
+NEW = "new-database"
+"""The intent with which a new file begins: to take over what there was before it, if there was anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class Store:
         self._path = path
         self._now = now
         self.new = False
-        """The file was not there, or could not be read: nothing that was registered is in it."""
+        """The file was not there, or could not be read, and `take_over` has not been called since."""
         self.set_aside = ""
         """Where a file that could not be read was moved to; empty where there was none."""
         self._writer = asyncio.Lock()
@@ -130,14 +134,16 @@ class Store:
                 f"{self._path} is of version {version}, and this cortexd knows {VERSION}; "
                 f"install the newer cortexd again, or {files.restore_command(self._path, VERSION)}"
             )
-        self.new = version == 0
         if 0 < version < VERSION:
             await asyncio.to_thread(files.copy, self._path, version)
         for step in range(version, VERSION):
             async with self._transaction():
                 for statement in MIGRATIONS[step]:
                     await self._connection.execute(statement)
+                if step + 1 == VERSION and not version:
+                    await self._connection.execute(_INSERT_INTENT, (0, "", NEW, "{}", ""))
                 await self._connection.execute(f"PRAGMA user_version={step + 1}")
+        self.new = any(intent.kind == NEW for intent in await self.unfinished())
 
     async def _row(self, sql: str) -> Any:
         async with self._connection.execute(sql) as cursor:
@@ -175,6 +181,21 @@ class Store:
             await self._insert(event)
         self.on_event(event)
 
+    async def take_over(self, models: Mapping[str, Mapping[str, Value]], event: Callable[[str], Event]) -> None:
+        """What a new database begins with, all of it or nothing; `event` makes the event of a model."""
+        events = [event(name) for name in models]
+        now = int(self._now() * 1e6)
+        async with self._transaction() as connection:
+            for name, settings in models.items():
+                row = (name, json.dumps(settings, sort_keys=True), now, now)
+                await connection.execute("INSERT INTO models VALUES (?, ?, ?, ?)", row)
+            for told in events:
+                await self._insert(told)
+            await connection.execute("DELETE FROM intents WHERE kind = ?", (NEW,))
+        self.new = False
+        for told in events:
+            self.on_event(told)
+
     async def delete_model(self, name: str, event: Event) -> None:
         """Forget a model's configuration; its events stay."""
         async with self._transaction() as connection:
@@ -191,16 +212,9 @@ class Store:
     async def begin(self, intent: Intent) -> int:
         """Write down what is about to be done; returns the intent's id."""
         async with self._transaction() as connection:
-            cursor = await connection.execute(
-                "INSERT INTO intents (time, model, kind, details, actor) VALUES (?, ?, ?, ?, ?)",
-                (
-                    int(self._now() * 1e6),
-                    intent.model,
-                    intent.kind,
-                    json.dumps(intent.details, sort_keys=True),
-                    intent.actor,
-                ),
-            )
+            details = json.dumps(intent.details, sort_keys=True)
+            row = (int(self._now() * 1e6), intent.model, intent.kind, details, intent.actor)
+            cursor = await connection.execute(_INSERT_INTENT, row)
         return int(cursor.lastrowid or 0)
 
     async def end(self, intent: int, event: Event | None = None) -> None:

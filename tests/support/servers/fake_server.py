@@ -7,6 +7,7 @@
     --fake-run FILE        runs the shell commands of this file (JSON, name to command) before it serves, and writes
                            name to [status, output] to FILE with .out behind it
     --fake-ignore-term     does not end on SIGTERM
+    --fake-flood LINES      prints so many lines, and then serves
     --fake-child           leaves the port to a child that outlives the main process
 
 Standard library only: it is run as a program of its own inside a model's sandbox.
@@ -86,6 +87,7 @@ def main() -> int:
     parser.add_argument("--fake-run")
     parser.add_argument("--fake-ignore-term", action="store_true")
     parser.add_argument("--fake-child", action="store_true")
+    parser.add_argument("--fake-flood", type=int, default=0)
     args, _ = parser.parse_known_args()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN if args.fake_ignore_term else lambda *_: os._exit(0))
@@ -93,6 +95,8 @@ def main() -> int:
         tell(args.fake_tell)
     if args.fake_run:
         run_commands(args.fake_run)
+    for number in range(args.fake_flood):
+        print(f"flood {number}")
     if args.fake_exit is not None:
         if args.fake_gate:
             args.fake_gate.read_text()
