@@ -45,7 +45,19 @@ async def read_run(model: str, invocation_id: str, began: int) -> bytes:
     then, only its identifier, so what came under that one since the run began counts, too."""
     run, manager = f"_SYSTEMD_INVOCATION_ID={invocation_id}", f"USER_INVOCATION_ID={invocation_id}"
     others = ["+", f"SYSLOG_IDENTIFIER=cortex-{model}", f"_UID={os.getuid()}"] if began else []
-    return await _journalctl("", f"--since=@{began / 1e6:.6f}", run, "+", manager, *others)
+    matches = [run, "+", manager, *others]
+    # Together with --since, journalctl 252 counts --lines from there on: what is wanted are the last ones, so where they
+    # begin is asked for first, newest first.
+    since = f"--since=@{began / 1e6:.6f}"
+    form = ["--output=json", "--output-fields=PRIORITY", "--reverse", f"--lines={LINES}"]
+    newest = (await _run([*form, since, *matches])).splitlines()
+    if not newest:
+        return b""
+    try:
+        since = f"--since=@{int(json.loads(newest[-1])['__REALTIME_TIMESTAMP']) / 1e6:.6f}"
+    except (KeyError, TypeError, ValueError) as e:
+        log.warning("the journal's answer is not understood: %s", e)
+    return await _run(["--output=short-iso", since, *matches])
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ beside systemd's own record. (What they do with their answers: tests/health/test
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,4 +155,6 @@ def test_one_that_floods_the_log_harms_nobody_else(register: Any) -> None:
     until(lambda: "cause" in kinds(cortex, "floods"), "its cause")
     (saved,) = (Path.home() / ".cortex" / "logs" / "floods").glob("*.log")
     assert saved.stat().st_size <= 256 * 1024
+    numbers = [int(number) for number in re.findall(r"flood (\d+)$", saved.read_text(), re.MULTILINE)]
+    assert numbers and numbers == list(range(numbers[0], numbers[-1] + 1)) and numbers[0] > 1000, "the last lines"
     assert quiet.properties("quiet")["State"] == "ready"
