@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cortexd.diagnosis import causes
-from cortexd.diagnosis.evidence import Evidence, masked
+from cortexd.diagnosis.evidence import Evidence, Line, masked
 from cortexd.diagnosis.finding import plain
 from cortexd.kinds import INFINITY, size_text
 from cortexd.states import CRASHES, NOT_READY, describe_end, gave_up, signal_name
@@ -250,7 +250,10 @@ def _otherwise(e: Evidence) -> Cause:
     if unit.exec_main_code == _CLD_EXITED and not unit.exec_main_status and not unit.status_text.startswith(NOT_READY):
         sentence = "the server ended by itself with status 0"
         return Cause(cause="exited", sentence=sentence, remedy=_remedy(e, _LOGS))
-    return Cause(cause=UNKNOWN, sentence=describe_end(unit) or "the server ended", remedy=_remedy(e, _LOGS))
+    sentence = describe_end(unit) or "the server ended"
+    if own := _own_lines(e):
+        sentence += f"; the last it said: {own[-1].shown}"
+    return Cause(cause=UNKNOWN, sentence=sentence, remedy=_remedy(e, _LOGS))
 
 
 _RULES: tuple[Callable[[Evidence], Cause | None], ...] = (
@@ -297,8 +300,15 @@ def _facts(e: Evidence) -> Iterator[tuple[str, str]]:
 
 
 def _last_lines(e: Evidence, told: tuple[tuple[str, str], ...]) -> Iterator[tuple[str, str]]:
-    """The last lines, those that are told already left out."""
+    """The last lines that its own processes wrote, or where there are none, systemd's; those that are told already left
+    out."""
     known = {text for _, text in told}
-    for line in e.lines[-_SHOWN_LINES:]:
+    for line in (_own_lines(e) or e.lines)[-_SHOWN_LINES:]:
         if line.shown not in known:
             yield "Log", line.shown
+
+
+def _own_lines(e: Evidence) -> list[Line]:
+    """What the server said: neither systemd nor the waiter, whose word is the unit's status."""
+    waiter = e.unit.status_text.removeprefix(NOT_READY)
+    return [line for line in e.lines if not line.manager and line.text != waiter]

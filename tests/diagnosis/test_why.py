@@ -179,3 +179,17 @@ def test_no_secret_in_a_sentence_either() -> None:
     found = cause(*server("error: invalid argument: --api-key=sk-123456789"))
     assert "sk-" not in str(found)
     assert found.sentence == "the server does not know the option --api-key=…"
+
+
+def test_what_is_not_known_is_in_the_servers_own_last_words() -> None:
+    status = "the server ended while it started (it never answered)"
+    lines = (
+        *server("loading", "fatal: I die", status),
+        *manager("a: Main process exited, code=exited, status=3", "a: Failed with result 'exit-code'.", "Failed to start."),
+    )
+    found = cause(*lines, status=3, status_text=f"Not ready: {status}")
+    assert found.cause == "unknown"
+    assert found.sentence == "the server exited with status 3; the last it said: fatal: I die"
+    assert [text for label, text in found.evidence if label == "Log"] == ["loading", "fatal: I die"]
+    silent = cause(*manager("a: Main process exited"), status=3)
+    assert [text for label, text in silent.evidence if label == "Log"] == ["a: Main process exited"]
