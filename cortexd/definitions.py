@@ -15,8 +15,8 @@ from cortexd.secrets import NO_SECRETS, Known
 from cortexd.units import files, quoting
 from cortexd.units.render import Tools, render_unit
 
-
-ANY_LIMITS = ResourceLimits(memory_high=INFINITY, tasks_max=1)
+_ALIKE = ResourceLimits(memory_high=INFINITY, tasks_max=1)
+"""Limits for comparing what does not depend on them."""
 
 
 class Definer:
@@ -50,9 +50,11 @@ class Definer:
 
     def _lasting(self, spec: ModelSpec, backend: Backend, plan: LaunchPlan, secrets: Known) -> str:
         """See Definition."""
-        alike = replace(spec, limits=ANY_LIMITS)
+        alike = replace(spec, limits=_ALIKE)
         other = backend.plan(alike, self._scope.with_environment(spec.env))
-        return "" if other == plan else render_unit(alike, other, self._scope, self._tools, secrets.names)
+        if other == plan:
+            return ""
+        return files.with_marker(render_unit(alike, other, self._scope, self._tools, secrets.names))
 
     def again(self, model: Model) -> Definition:
         """Its definition made anew. Raises InvalidConfig."""

@@ -33,7 +33,8 @@ class Door:
         return Server(model.url, model.endpoint, model.questions, token, stranger)
 
     def _look(self, model: Model, variable: str, group: str) -> tuple[str, str]:
-        if stranger := find_stranger(model.url, group):
+        own, stranger = who_answers(model.url, group)
+        if not own:
             return "", stranger
         try:
             return self._secrets.value(model.name, variable) or "", ""
@@ -42,16 +43,25 @@ class Door:
             return "", ""
 
 
-def find_stranger(url: str, group: str) -> str:
-    """A sentence if a socket of a process outside this control group answers at `url`; empty if none does, or where it
-    cannot be told."""
+def who_answers(url: str, group: str) -> tuple[bool, str]:
+    """Whether all who answer at `url` are known to be processes of this control group; where they are not, or nobody can
+    tell, a sentence. Neither where nobody listens, and on a kernel that does not tell the control groups of sockets
+    (before Linux 5.8): then it may be asked, but without a key."""
     address, _, port = url.removeprefix("http://").rpartition(":")
     try:
         root = mount_point(Path("/proc/self/mountinfo").read_text())
-        own = (root / group.lstrip("/")).stat().st_ino if root and group else 0
-        for socket in answers_to(address.strip("[]"), listeners(int(port))):
-            if own and socket.cgroup and socket.cgroup != own:
-                return f"port {port} is held by a process outside its unit (user {socket.uid})"
+        sockets = answers_to(address.strip("[]"), listeners(int(port)))
     except (OSError, ValueError):
-        return ""
-    return ""
+        return False, ""
+    if root is None:
+        return False, ""
+    try:
+        own = (root / group.lstrip("/")).stat().st_ino if group.strip("/") else 0
+    except OSError:
+        own = 0
+    for socket in sockets:
+        if own and socket.cgroup and socket.cgroup != own:
+            return False, f"port {port} is held by a process outside its unit (user {socket.uid})"
+    if not own and any(socket.cgroup for socket in sockets):
+        return False, f"it cannot be told who listens on port {port}, since its unit has no control group"
+    return bool(sockets) and all(socket.cgroup == own != 0 for socket in sockets), ""

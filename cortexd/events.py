@@ -19,6 +19,10 @@ class Priority(StrEnum):
     ERROR = "error"
 
 
+REFUSED = "start-refused"
+"""The kind of event of a start that was not tried, since something speaks against it."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
     """Something that happened to a model. `time` is microseconds since the epoch; `actor` is who asked, empty for us."""

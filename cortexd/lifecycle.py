@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from cortexd import ports
@@ -15,7 +16,7 @@ from cortexd.diagnosis.finding import Finding
 from cortexd.diagnosis.preflight import merged
 from cortexd.diagnosis.why import Cause
 from cortexd.errors import InvalidConfig, JobCanceled, JobFailed, PortInUse, ShuttingDown
-from cortexd.events import Ending, Event, Priority
+from cortexd.events import REFUSED, Ending, Event, Priority
 from cortexd.intents import Intents
 from cortexd.jobs import Job, JobState, JobTable, Work
 from cortexd.registered import Model
@@ -70,12 +71,14 @@ class Lifecycle:
         model = self._catalog.get(name)
         async with self._catalog.locked(model):
             unit = await self._systemd.refresh(model.unit)
-            warnings = [] if unit.running else await self._preflight(model)
+            async with self._telling_refusal(model, caller):
+                warnings = [] if unit.running else await self._preflight(model)
             # One start is queued at a time, so that two models cannot both find their common port free.
             async with self._starting:
                 unit = self._systemd.cached(model.unit)
-                if not unit.running:
-                    await self._check_port(model)
+                async with self._telling_refusal(model, caller):
+                    if not unit.running:
+                        await self._check_port(model)
                 await self._catalog.ensure_unit(model)
                 await self.record(model, "start", "start asked for", caller)
                 if unit.active_state != "active":
@@ -95,6 +98,16 @@ class Lifecycle:
         model.latest_start = job = self.jobs.spawn(kind, model.name, work, cancel)
         job.warnings += warnings
         return job
+
+    @asynccontextmanager
+    async def _telling_refusal(self, model: Model, caller: Caller) -> AsyncIterator[None]:
+        """Keep why a start was refused, for whoever asks later why the model does not run."""
+        try:
+            yield
+        except (InvalidConfig, PortInUse) as e:
+            event = self.event(model, REFUSED, str(e), caller)
+            await self._store.add_event(replace(event, priority=Priority.WARNING))
+            raise
 
     async def _preflight(self, model: Model) -> list[str]:
         """What a start should be warned of. Raises InvalidConfig with what forbids it."""

@@ -6,6 +6,7 @@ Sources: systemd.resource-control(5); admin-guide/cgroup-v2 of the kernel; measu
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,9 +24,7 @@ DELEGATE = (
 )
 """For root: systemd's own default with cpuset and io beside it (systemd.resource-control(5))."""
 
-_UNIFIED = (
-    "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line; in a container, have its host pass it on"
-)
+_UNIFIED = "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line; in a container, have its host pass it on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +99,18 @@ def left_by_us(limit: Limit, value: int) -> tuple[str, str]:
     return f"50-{limit.directive}.conf", f"{header}\n[Service]\n{limit.directive}={said}\n"
 
 
+def is_ours(limit: Limit, value: int, text: str) -> bool:
+    """Whether a drop-in's text is what SetUnitProperties leaves of this value. systemd writes CPU time in whole percent, or
+    with two decimals, as its release has it."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    if lines[:1] != ["[Service]"] or len(lines) != 2:
+        return False
+    name, _, said = lines[1].partition("=")
+    if limit.setting == "cpu" and re.fullmatch(r"\d{1,9}(\.\d\d)?%", said):
+        return name == limit.directive and float(said[:-1]) in (value // 10_000, value // 100 / 100)
+    return lines[1] == left_by_us(limit, value)[1].splitlines()[-1]
+
+
 def assigned(text: str) -> set[str]:
     """Those of DIRECTIVES that a drop-in's text sets (systemd.syntax(7))."""
     found, section = set(), ""
@@ -141,7 +152,10 @@ def _not_enforced(limit: Limit, found: UnitLimits) -> tuple[str, str]:
     if not found.groups:
         return "this machine has no unified control groups (cgroup v2)", _UNIFIED
     if controller in found.groups[0].controllers:
-        return f"the kernel has no {limit.file}", f"use a kernel that has it ({limit.directive}= in systemd.resource-control(5))"
+        return (
+            f"the kernel has no {limit.file}",
+            f"use a kernel that has it ({limit.directive}= in systemd.resource-control(5))",
+        )
     if controller not in found.controllers:
         return f"cgroup v2 has no {controller} controller here", _UNIFIED
     return f"the {controller} controller is not delegated to your manager", DELEGATE

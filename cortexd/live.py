@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cortexd.errors import CortexError
-from cortexd.limits import NOT_APPLIED, Limit, Verdict, assigned, left_by_us, properties, verdicts
+from cortexd.limits import NOT_APPLIED, Limit, Verdict, assigned, is_ours, properties, verdicts
 from cortexd.model import ModelSpec, ResourceLimits
 from cortexd.scope import Scope
 from cortexd.systemd.protocol import Systemd
@@ -100,9 +100,9 @@ class LiveLimits:
         if folder is None or not folder.is_dir():
             return 0, []
         removed, kept = 0, []
-        for name, text in (left_by_us(limit, value) for limit, value in values.items()):
-            path = folder / name
-            if _said(files.read(path)) != _said(text):
+        for limit, value in values.items():
+            path = folder / f"50-{limit.directive}.conf"
+            if not is_ours(limit, value, files.read(path)):
                 continue
             try:
                 path.unlink()
@@ -112,10 +112,6 @@ class LiveLimits:
         with suppress(OSError):  # somebody else's are in it
             folder.rmdir()
         return removed, kept
-
-
-def _said(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
 def directives_of(paths: Iterable[str]) -> dict[str, set[str]]:

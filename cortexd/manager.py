@@ -21,8 +21,8 @@ from cortexd.health.policy import Outcome, Probe
 from cortexd.health.probe import Prober
 from cortexd.intents import Intents
 from cortexd.jobs import Job
-from cortexd.limits import Verdict, lowered
 from cortexd.lifecycle import Lifecycle, bringing_to_end
+from cortexd.limits import Verdict, lowered
 from cortexd.observer import Observer
 from cortexd.registered import Model
 from cortexd.registration import Caller
@@ -372,9 +372,10 @@ class Manager:
         spec = model.spec
         if not model.endpoint:
             raise InvalidConfig(f"health.endpoint: model {name!r} has none to ask; set it with 'cortexctl set'")
-        if not self._systemd.cached(model.unit).running:
+        state = self.view(name).judgement.state
+        if state is State.RESTARTING or not self._systemd.cached(model.unit).running:
             # Whoever answers there is not this model.
-            return Probe(outcome=Outcome.NOT_RUNNING, reason=f"it is {self.view(name).judgement.state}")
+            return Probe(outcome=Outcome.NOT_RUNNING, reason=f"it is {state}")
         return await self._prober.probe(await self._observer.door.server(model), spec.health.timeout)
 
 

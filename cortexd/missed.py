@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cortexd import journal
-from cortexd.budget import ENDS
+from cortexd.budget import FAILED_ENDS
 from cortexd.events import Event, Priority
 from cortexd.registered import Model
 from cortexd.store import EventQuery, Store
@@ -22,9 +22,9 @@ async def missed_ends(models: Iterable[tuple[Model, UnitState]], store: Store) -
     for model, unit in models:
         if not unit.n_restarts:
             continue
-        known = await store.events(EventQuery(models=[model.name], kinds=["run", *ENDS], limit=_KNOWN))
+        known = await store.events(EventQuery(models=[model.name], kinds=["run", *FAILED_ENDS], limit=_KNOWN))
         if known and known[-1].invocation_id != unit.invocation_id:
-            told = {event.invocation_id for event in known if event.kind in ENDS}
+            told = {event.invocation_id for event in known if event.kind in FAILED_ENDS}
             missed[unit.unit] = model, {*told, unit.invocation_id}
             since = min(since or known[-1].time, known[-1].time)
     if not missed:

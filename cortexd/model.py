@@ -82,7 +82,10 @@ class Hardening:
     protect_clock: bool = _setting(kinds.BOOLEAN, False, "no setting of the clock", "ProtectClock")
     protect_hostname: bool = _setting(kinds.BOOLEAN, False, "no setting of the host's name", "ProtectHostname")
     umask: str = _setting(
-        kinds.choice("0022", "0027", "0077"), "0022", "rights that its files do not get; 0022 is the manager's own", "UMask"
+        kinds.choice("0022", "0027", "0077"),
+        "0022",
+        "rights that its files do not get; 0022 is the manager's own",
+        "UMask",
     )
     security: str = _setting(
         kinds.choice("baseline", "default", "strict", "none"),

@@ -18,6 +18,7 @@ from cortexd.events import Ending, Event, Priority
 from cortexd.health.monitor import Monitor, Watched
 from cortexd.health.policy import Change, Decision, HealthState, Verdict
 from cortexd.health.probe import Prober
+from cortexd.history import history
 from cortexd.missed import missed_ends
 from cortexd.names import model_name
 from cortexd.registered import Model, Serving
@@ -60,7 +61,7 @@ class Observer:
         self._scope, self._catalog, self._store, self._systemd = scope, catalog, store, systemd
         self._diagnoser, self._on_change = diagnoser, on_change
         self._monitor = Monitor(prober, self._on_probe)
-        self._restarts = Restarts(store, systemd, on_change)
+        self._restarts = Restarts(catalog, store, systemd, on_change)
         self._startups = Startups(scope.runtime, systemd.cached)
         self.door = Door(catalog.secrets, systemd)
         self._seen: dict[str, UnitState] = {}
@@ -81,9 +82,10 @@ class Observer:
                 await self._adopt(model, unit)
             elif unit.invocation_id:
                 await self._catch_up(model, unit)
-            loads = await self._store.events(EventQuery(models=[model.name], kinds=["ready"], limit=_LOADS))
+            loads = await history(self._store, model.name, ["ready"], _LOADS)
             model.loads = tuple(float(e.details["seconds"]) for e in loads if "seconds" in e.details)
-            await self._restarts.load(model, self._systemd.cached(model.unit))
+            await asyncio.gather(*self._writing)
+            await self._restarts.load(model)
             self.watch(model)
 
     async def close(self) -> None:

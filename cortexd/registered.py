@@ -46,7 +46,9 @@ class Definition:
     @property
     def digest(self) -> str:
         """Of what a run has for good: the unit file without limits and what is sized by them, and which secrets go with it."""
-        return files.digest(self.lasting or self.text, limits.DIRECTIVES) + (f"+{self.secrets.revision}" if self.secrets.revision else "")
+        return files.digest(self.lasting or self.text, limits.DIRECTIVES) + (
+            f"+{self.secrets.revision}" if self.secrets.revision else ""
+        )
 
     @property
     def questions(self) -> Questions:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from cortexd.budget import GAVE_UP, KINDS, Budget, count
-from cortexd.errors import CortexError
+from cortexd.budget import AT_REST, GAVE_UP, KINDS, Budget, count
+from cortexd.catalog import Catalog
+from cortexd.errors import CortexError, NoSuchModel
 from cortexd.events import Ending, Event, Priority
+from cortexd.history import history
 from cortexd.registered import Model
-from cortexd.store import EventQuery, Store
+from cortexd.store import Store
 from cortexd.systemd.protocol import Systemd, UnitState
 
 log = logging.getLogger(__name__)
@@ -19,43 +21,49 @@ _RUN_EVENTS = 4
 
 
 class Restarts:
-    """One per daemon. `on_change` is called with a model's name when it is given up."""
+    """One per daemon. `on_change` is called with a model's name when it is given up.
 
-    def __init__(self, store: Store, systemd: Systemd, on_change: Callable[[str], None]) -> None:
-        self._store, self._systemd, self._on_change = store, systemd, on_change
+    What is counted, and what is done then, happens under the model's lock: a person's start comes before all of it, and
+    is what it finds, or after it.
+    """
 
-    async def load(self, model: Model, unit: UnitState) -> None:
+    def __init__(
+        self, catalog: Catalog, store: Store, systemd: Systemd, on_change: Callable[[str], None]
+    ) -> None:
+        self._catalog, self._store, self._systemd, self._on_change = catalog, store, systemd, on_change
+
+    async def load(self, model: Model) -> None:
         """Take over where a model stands, from before this daemon began; a budget that was spent while nobody lived to
         act on it is acted on now."""
-        budget = await self._budget(model)
-        model.gave_up = budget.gave_up
-        if unit.running and unit.n_restarts:
-            if budget.gave_up:
+        async with self._catalog.locked(model):
+            unit, budget = self._systemd.cached(model.unit), await self._budget(model)
+            model.gave_up = budget.gave_up
+            if budget.gave_up and not budget.at_rest:
                 await self._stop(model, unit)
-            elif unit.sub_state.startswith("auto-restart"):
+            elif unit.n_restarts and unit.sub_state.startswith("auto-restart"):
                 await self._decide(model, unit, budget)
 
     async def failed(self, model: Model, unit: UnitState, why: str) -> None:
         """A run has failed, and the event that says so is written."""
-        await self._decide(model, unit, await self._budget(model), why)
+        try:
+            async with self._catalog.locked(model):
+                await self._decide(model, unit, await self._budget(model), why)
+        except NoSuchModel:
+            pass  # unregistered meanwhile
 
     async def _budget(self, model: Model) -> Budget:
         policy = model.spec.restart
-        limit = _RUN_EVENTS * (policy.max_restarts + 1)
-        events = await self._store.events(EventQuery(models=[model.name], kinds=KINDS, limit=limit))
-        registered = await self._store.events(EventQuery(models=[model.name], kinds=["registered"], limit=1))
-        since = registered[-1].id if registered else 0  # not those of a former model of its name
-        return count((event for event in events if event.id > since), stable_seconds=policy.stable_after)
+        events = await history(self._store, model.name, KINDS, _RUN_EVENTS * (policy.max_restarts + 1))
+        return count(events, stable_seconds=policy.stable_after)
 
     async def _decide(self, model: Model, unit: UnitState, budget: Budget, why: str = "") -> None:
-        if budget.gave_up or budget.failed < model.spec.restart.max_restarts:
+        if budget.gave_up or budget.failed < model.spec.restart.max_restarts or not self._is_its_own(model, unit):
             return
         last = f", the last: {why}" if why else ""
         message = f"{budget.failed} runs failed in a row{last}; it is restarted no more until it is started by hand or at boot"
         log.error("%s: %s", model.name, message)
-        run = unit.invocation_id
         event = Event(
-            model=model.name, kind=GAVE_UP, message=message, priority=Priority.ERROR, invocation_id=run,
+            model=model.name, kind=GAVE_UP, message=message, priority=Priority.ERROR, invocation_id=unit.invocation_id,
             details={"failed": budget.failed},
         )  # fmt: skip
         await self._store.add_event(event)
@@ -63,10 +71,20 @@ class Restarts:
         await self._stop(model, unit)
         self._on_change(model.name)
 
+    def _is_its_own(self, model: Model, failed: UnitState) -> bool:
+        """Whether what there is now is the failed run or what systemd made of it, and nothing that a person asked for."""
+        now = self._systemd.cached(model.unit)
+        if model.ending == Ending(failed.invocation_id, "stop"):
+            return False
+        return now.invocation_id == failed.invocation_id or 0 < failed.n_restarts <= now.n_restarts
+
     async def _stop(self, model: Model, unit: UnitState) -> None:
         """Keep systemd from starting it again. Also a run that it has begun meanwhile."""
         now = self._systemd.cached(model.unit)
         if not (now.running or now.job):
+            message = "it is stopped and stays so"
+            event = Event(model=model.name, kind=AT_REST, message=message, invocation_id=unit.invocation_id)
+            await self._store.add_event(event)
             return
         model.ending = Ending(now.invocation_id or unit.invocation_id, "gave-up")
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from cortexd.budget import AT_REST
 from cortexd.events import Ending, Event, Priority
 from cortexd.states import CRASHES, describe_end, gave_up
 from cortexd.systemd.protocol import UnitState
@@ -39,6 +40,8 @@ def transitions(model: str, old: UnitState, new: UnitState, ending: Ending) -> I
         yield event("ended", _sender(new, why, by) + "; systemd starts it again", Priority.WARNING)
     if new.active_state == "failed" and (old.active_state != "failed" or new_run) and not explained:
         yield event("failed", _sender(new, describe_end(new), by) + gave_up(new), Priority.ERROR)
+    if by.by == "gave-up" and old.running and not new.running:
+        yield event(AT_REST, "it is stopped and stays so")
     if new.active_state == "inactive" and old.running and not explained:
         if new.exec_main_code == _CLD_KILLED:
             yield event("ended", _sender(new, describe_end(new), by), Priority.WARNING)

@@ -79,3 +79,15 @@ def test_it_is_the_length_of_the_last_streak(story: list[tuple[str, int]]) -> No
             expected = 1 if lasted >= STABLE else expected + 1
         events.append(event("ended", run, now, Priority.WARNING if what == "fail" else Priority.INFO))
     assert count(events, stable_seconds=STABLE).failed == expected
+
+
+def test_a_new_run_after_a_given_up_unit_was_at_rest_clears_it_restart_or_not() -> None:
+    """What fails once between a boot and our start is seen as a restart only."""
+    events = [*failing("1", 1), *failing("2", 2), event("gave-up", "2", 3)]
+    assert count([*events, event("stays-stopped", "2")], stable_seconds=STABLE) == Budget(2, "gave-up of 2", True)
+    late = [*events, event("stays-stopped", "2"), event("ended", "2", 4, Priority.WARNING)]
+    assert count(late, stable_seconds=STABLE).gave_up
+    for began in (event("run", "3"), event("ended", "3", 5, Priority.WARNING)):
+        budget = count([*events, event("stays-stopped", "2"), began], stable_seconds=STABLE)
+        assert budget == Budget(0 if began.kind == "run" else 1)
+    assert count([*events, event("run", "3")], stable_seconds=STABLE).gave_up, "not stopped yet: systemd's own"

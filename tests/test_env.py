@@ -161,7 +161,7 @@ def test_open_to_all(
     found = [w for w in secrets_warnings(spec, key, secrets) if alarming(w)]
     assert len(found) == open_
     if found:
-        remedy = f"'cortexctl secret set m {key}' or host=127.0.0.1" if key else "host=127.0.0.1"
+        remedy = f"'cortexctl secret set m {key} --generate' or host=127.0.0.1" if key else "host=127.0.0.1"
         assert found[0] == (
             f"host={host}: anybody who reaches this machine can use the model, and it asks for no key; {remedy}"
         )

@@ -16,6 +16,7 @@ from cortexd.limits import (
     NOT_APPLIED,
     Verdict,
     assigned,
+    is_ours,
     left_by_us,
     lowered,
     properties,
@@ -178,6 +179,20 @@ def test_every_limit_of_a_unit_can_be_changed_while_it_runs() -> None:
     }  # fmt: skip
     for limit, value in values.items():
         assert assigned(left_by_us(limit, value)[1]) == {limit.directive}
+
+
+@pytest.mark.parametrize(
+    ("cpu", "said", "ours"),
+    [(1.25, "125%", True), (1.25, "125.00%", True), (1.255, "125%", True), (1.255, "125.50%", True), (1.25, "126%", False),
+     (1.255, "125.00%", True), (1.25, "124.99%", False), (1.25, "", False), (1.25, "1e2%", False), (1.25, "125%\nMemoryMax=1G", False)],
+)  # fmt: skip
+def test_whose_a_drop_in_is(cpu: float, said: str, ours: bool) -> None:
+    asked = properties(ResourceLimits(memory_high=INFINITY, tasks_max=512, cpu=cpu))
+    quota = next(limit for limit in LIMITS if limit.setting == "cpu")
+    assert is_ours(quota, asked[quota], f"# x\n[Service]\nCPUQuota={said}\n") is ours
+    assert not is_ours(quota, asked[quota], f"[Unit]\nCPUQuota={said}\n")
+    assert all(is_ours(limit, value, left_by_us(limit, value)[1]) for limit, value in asked.items())
+    assert not any(is_ours(limit, value + 20_000, left_by_us(limit, value)[1]) for limit, value in asked.items())
 
 
 def test_what_a_drop_in_sets() -> None:

@@ -14,7 +14,11 @@ from cortexd.health.policy import Probe
 from cortexd.limits import Verdict
 from cortexd.manager import ModelView
 from cortexd.model import SETTINGS, settings_of
+from cortexd.states import State
 from cortexd.systemd.protocol import UnitUsage
+
+_SERVING = (State.READY, State.BUSY, State.DEGRADED, State.UNHEALTHY)
+"""States of a server that is there to be asked."""
 
 
 def model_properties(view: ModelView) -> dict[str, Any]:
@@ -72,33 +76,56 @@ def settings_values(view: ModelView) -> dict[str, Variant]:
 
 
 def probe_values(view: ModelView, probe: Probe) -> dict[str, Variant]:
-    """The outcome of a probe that was asked for, and where the liveness loop stands."""
-    model = view.model
+    """The outcome of a probe that was asked for, what it means in the model's state, and where the liveness loop stands."""
+    model, state = view.model, view.judgement.state
     current = model.health.run == view.unit.invocation_id
-    policy, failures = model.spec.health, model.health.failures if current else 0
+    failures = model.health.failures if current else 0
     history = model.health.history if current else ()
-    if not (policy.enabled and model.endpoint):
-        coming = "nothing: health checks are off"
-    elif view.unit.active_state != "active":
-        coming = "nothing: the model is not running"
-    elif failures + 1 < policy.max_failures:
-        coming = f"{policy.max_failures - failures - 1} more failed probes in a row after it and the model is restarted"
-    else:
-        coming = "the model is restarted" if model.spec.restart.restart != "no" else "nothing: Restart=no"
+    word = _meaning(probe, busy=current and model.health.busy) if state in _SERVING else "unknown"
     return {
+        "Health": Variant("s", word),
+        "State": Variant("s", state.value),
+        "StateReason": Variant("s", view.judgement.reason),
+        "StateChangeTimestamp": Variant("t", view.unit.state_change),
+        "UsualLoadUSec": Variant("t", round(model.usual_load * 1e6)),
         "Healthy": Variant("b", probe.ok),
         "Outcome": Variant("s", probe.outcome.value),
         "Reason": Variant("s", probe.reason),
         "LatencyUSec": Variant("t", int(probe.latency * 1e6)),
         "Endpoint": Variant("s", model.health_url),
         "Failures": Variant("u", failures),
-        "MaxFailures": Variant("u", policy.max_failures),
-        "Next": Variant("s", coming),
+        "MaxFailures": Variant("u", model.spec.health.max_failures),
+        "Next": Variant("s", _coming(view, failures)),
         "History": Variant(
             "a(tssts)",
             [(past.time, past.asked, past.outcome.value, int(past.latency * 1e6), past.meaning) for past in history],
         ),
     }
+
+
+def _meaning(probe: Probe, *, busy: bool) -> str:
+    """What a probe says of a server that is ready: a time-out only that it is busy, where the liveness loop has just found so."""
+    if probe.ok:
+        return "healthy"
+    return "busy" if busy and probe.timed_out else "failing"
+
+
+def _coming(view: ModelView, failures: int) -> str:
+    """What the next failures lead to, counted from now: the probe that was asked for does not count."""
+    model, state = view.model, view.judgement.state
+    policy = model.spec.health
+    if not (policy.enabled and model.endpoint):
+        return "nothing: health checks are off"
+    if state in (State.STARTING, State.RESTARTING):
+        return "liveness probes begin once it is ready"
+    if state not in _SERVING:
+        return "nothing: the model is not running"
+    left = max(policy.max_failures - failures, 1)  # past the limit every further one asks for a restart again
+    word = "more failed" if failures else "failed"
+    after = f"{left} {word} probes in a row" if left > 1 else f"one {word} probe"
+    if model.spec.restart.restart == "no":
+        return f"after {after} it counts as unhealthy, and is not restarted (Restart=no)"
+    return f"after {after} it is restarted"
 
 
 def backend_values(listed: Listed, executable: str) -> dict[str, Variant]:

@@ -15,7 +15,7 @@ from cortexd import journal
 from cortexd.diagnosis.evidence import Evidence, parse_log
 from cortexd.diagnosis.why import Cause, explain, from_details
 from cortexd.errors import CortexError
-from cortexd.events import Ending, Event, Priority
+from cortexd.events import REFUSED, Ending, Event, Priority
 from cortexd.registered import Model
 from cortexd.scope import Scope
 from cortexd.states import Judgement, State
@@ -129,6 +129,10 @@ class Diagnoser:
             reason = f": {judgement.reason}" if judgement.reason else ""
             return Cause(cause="running", sentence=f"it is {state}{reason}")
         history = await self._history(model, "run", "cause", "stop", "stopped", "stop-unclean", "ended", "failed")
+        last = await self._history(model, "start", "run", REFUSED)
+        if last and last[0].kind == REFUSED:
+            sentence, _, remedy = last[0].message.partition("; ")
+            return Cause(cause=REFUSED, sentence=f"its start was refused: {sentence}", remedy=remedy)
         run = unit.invocation_id or next((e.invocation_id for e in history if e.kind in ("run", "cause")), "")
         if not run:
             return Cause(

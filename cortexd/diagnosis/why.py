@@ -182,6 +182,9 @@ def _too_late(e: Evidence) -> Cause | None:
         longer = "'cortexctl set {name} health.startup_stall_seconds=N' gives it longer; " + _LOGS
         sentence = f"it was stuck while it loaded: {plain(told, _MAX_TEXT)}"
         return Cause(cause="stalled", sentence=sentence, remedy=_remedy(e, longer))
+    if re.search(r" (?:asks for a|refuses the) key ", told):
+        key = "'cortexctl secret list {name}' shows its keys, and api_key in the backend's file names the variable"
+        return Cause(cause="key-refused", sentence=plain(told, _MAX_TEXT), remedy=_remedy(e, key))
     if told.startswith("not ready after"):
         return Cause(cause="start-timeout", sentence=f"it was {plain(told, _MAX_TEXT)}", remedy=_remedy(e, wait))
     if e.unit.result != "timeout":
@@ -251,7 +254,8 @@ def _otherwise(e: Evidence) -> Cause:
         sentence = "the server ended by itself with status 0"
         return Cause(cause="exited", sentence=sentence, remedy=_remedy(e, _LOGS))
     sentence = describe_end(unit) or "the server ended"
-    if own := _own_lines(e):
+    own = _own_lines(e)
+    if own and unit.exec_main_code == _CLD_EXITED and unit.exec_main_status:
         sentence += f"; the last it said: {own[-1].shown}"
     return Cause(cause=UNKNOWN, sentence=sentence, remedy=_remedy(e, _LOGS))
 

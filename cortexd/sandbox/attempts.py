@@ -178,7 +178,8 @@ ATTEMPTS: dict[str, Callable[[Where], object]] = {
     "other-family": _other_family,
     "trace": lambda where: _in_child(lambda: _call("ptrace", _PTRACE_TRACEME, 0, None, None)),
     "kernel-log": lambda where: _call("klogctl", _SYSLOG_SIZE_BUFFER, None, 0),
-    "clock": lambda where: _call("adjtimex", ctypes.create_string_buffer(512)),  # asks alone, by the call that sets, too
+    # Asks alone, by the call that sets as well.
+    "clock": lambda where: _call("adjtimex", ctypes.create_string_buffer(512)),
     "host-name": _host_name,
     "open-files": _open_files,
 }

@@ -6,10 +6,8 @@ Why each line is there stands beside it; what systemd really makes of the direct
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import math
-import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from cortexd.model import ModelSpec
 from cortexd.names import SLICE, hint_folder
 from cortexd.scope import Scope
 from cortexd.units import quoting
+from cortexd.units.programs import program_folders, steps
 from cortexd.waiter.watch import GRACE
 
 FOLDER_TEMPLATE = "cortexd-mkdir@.service"
@@ -29,9 +28,18 @@ FOLDER_TEMPLATE = "cortexd-mkdir@.service"
 HINT_FILE = "seen"
 """In names.hint_folder: cortexd touches it when it sees a model's server get on with its start."""
 
+# ld.so(8), mallopt(3), gconv, locale(7): variables that change how a program starts. `python -I` passes over its own.
+_MISLEADING = (
+    *("LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "LD_BIND_NOW", "LD_BIND_NOT", "LD_DEBUG", "LD_DEBUG_OUTPUT"),
+    *("LD_DYNAMIC_WEAK", "LD_HWCAP_MASK", "LD_ORIGIN_PATH", "LD_PREFER_MAP_32BIT_EXEC", "LD_PROFILE"),
+    *("LD_PROFILE_OUTPUT", "LD_SHOW_AUXV", "LD_TRACE_LOADED_OBJECTS", "LD_USE_LOAD_BIAS", "LD_VERBOSE", "LD_WARN"),
+    *("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_ARENA_TEST", "MALLOC_CHECK_", "MALLOC_MMAP_MAX_"),
+    *("MALLOC_MMAP_THRESHOLD_", "MALLOC_PERTURB_", "MALLOC_TOP_PAD_", "MALLOC_TRACE", "MALLOC_TRIM_THRESHOLD_"),
+    *("GCONV_PATH", "LOCPATH", "LANG", "LC_ALL", "LC_CTYPE"),
+)
+
 _TMP = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
 _MAX_UNIT_NAME = 255
-_MAX_LINKS = 40
 _MAX_PAUSE = 300  # seconds
 _GROWING_PAUSE = 254  # the release of systemd that brought RestartSteps=; those before warn of it
 
@@ -166,11 +174,18 @@ def _readiness(spec: ModelSpec, plan: LaunchPlan, tools: Tools) -> Iterator[str]
     if not spec.health.endpoint:
         return
     # The model's environment may hold a PYTHONPATH or LD_LIBRARY_PATH that this program must not see.
-    command = [tools.env, "-i", "NOTIFY_SOCKET=${NOTIFY_SOCKET}", tools.python, "-I", "-S", tools.waiter]
+    sealed = ["-i", "NOTIFY_SOCKET=${NOTIFY_SOCKET}"]
+    if plan.api_key:
+        # It may hold the key, too, for which the endpoint may ask: a command line would show that, and /proc/PID/environ of
+        # the server is closed in the sandbox (measured on 252).
+        sealed = [word for name in _MISLEADING for word in ("-u", name)]
+    command = [tools.env, *sealed, tools.python, "-I", "-S", tools.waiter]
     command += ["--pid", "${MAINPID}", "--address", probe_address(spec.host), "--port", str(spec.port)]
     command += ["--path", spec.health.endpoint, "--timeout", quoting.seconds(spec.health.startup_timeout)]
     hint = f"%t/{hint_folder(spec.name)}/{HINT_FILE}"
     command += ["--stall", quoting.seconds(spec.health.startup_stall), "--hint", hint, *plan.load]
+    if plan.api_key:
+        command += ["--key-variable", plan.api_key]
     ours = ("NOTIFY_SOCKET=${NOTIFY_SOCKET}", "${MAINPID}", hint)
     yield "ExecStartPost=" + " ".join(w if w in ours else quoting.expanded_word(w) for w in command)
     yield "NotifyAccess=exec"  # lets the waiter say how far it is, and have systemd wait longer while something moves
@@ -256,6 +271,9 @@ def _namespaces(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -
     # Without it systemd 252 mounts nothing, or refuses to start the unit, and later ones go on unprotected where they fail.
     yield "PrivateUsers=true"
     yield f"ProtectSystem={hardening.protect_system}"
+    if hardening.protect_system == "strict":
+        # ProtectControlGroups= and ProtectKernelTunables= open it again, and Debian lets everybody write to /run/lock.
+        yield "ReadOnlyPaths=/run"
     yield f"ProtectHome={hardening.protect_home}"
     yield f"PrivateTmp={quoting.boolean(hardening.private_tmp)}"
     if hardening.private_tmp:
@@ -302,9 +320,12 @@ def _lies_in(path: Path, folders: list[Path]) -> bool:
 def _hidden(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> list[str]:
     """What the server and the waiter need and the sandbox would hide: in /tmp, or in a home that is replaced by an empty one."""
     covered = _covered(spec, scope)
-    wanted = [*_program_folders(Path(plan.argv[0]), scope), *(step for path in plan.reads for step in _steps(path))]
+    wanted = [
+        *program_folders(Path(plan.argv[0]), scope.home, _TMP),
+        *(step for path in plan.reads for step in steps(path)),
+    ]
     if spec.health.endpoint:
-        wanted += [*_program_folders(Path(tools.python), scope), Path(tools.waiter).parent]
+        wanted += [*program_folders(Path(tools.python), scope.home, _TMP), Path(tools.waiter).parent]
     paths = [path for path in wanted if _lies_in(path, covered)]
     if spec.hardening.protect_home == "true":
         # systemd puts a folder there in which nothing can be mounted (measured on 252).
@@ -312,38 +333,3 @@ def _hidden(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> li
             if _lies_in(path, covered) and not _lies_in(path, list(_TMP)):
                 raise InvalidConfig(f"ProtectHome='true': hides {path}, which the model needs; use tmpfs, or move it")
     return list(dict.fromkeys(map(str, paths)))
-
-
-def _program_folders(executable: Path, scope: Scope) -> list[Path]:
-    """The folder that a program needs to run: a prefix with bin/ and lib/, or the folder where it lies; of its links and
-    of a script's interpreter, too."""
-    found = []
-    interpreter = _interpreter(executable)
-    for path in (*_steps(executable), *(_steps(interpreter) if interpreter else ())):
-        folder = path.parent.parent if path.parent.name == "bin" else path.parent
-        # Never bind all of /tmp or a home because a program lies right in it.
-        shared = folder in _TMP or scope.home.is_relative_to(folder) or folder.parent in (Path("/home"), Path("/"))
-        found.append(path if shared else folder)
-    return found
-
-
-def _steps(path: Path) -> list[Path]:
-    """The path, what it links to, and where that lies in the end."""
-    steps = [path]
-    with contextlib.suppress(OSError):  # the last one is no link
-        while len(steps) < _MAX_LINKS:
-            steps.append(Path(os.path.normpath(steps[-1].parent / steps[-1].readlink())))
-    return [*steps, path.resolve()]
-
-
-def _interpreter(script: Path) -> Path | None:
-    """What runs an executable that begins with #! (execve(2))."""
-    try:
-        if not script.is_file():
-            return None
-        with script.open("rb") as file:
-            line = file.readline(256)
-    except OSError:
-        return None
-    words = line.removeprefix(b"#!").split() if line.startswith(b"#!") else []
-    return Path(os.fsdecode(words[0])) if words and words[0].startswith(b"/") else None

@@ -1,4 +1,5 @@
-"""The program: systemd runs this file as ExecStartPost= (`python -I -S FILE …`, with an empty environment).
+"""The program: systemd runs this file as ExecStartPost= (`python -I -S FILE …`, with an empty environment, or
+one without what could change the interpreter).
 
 Ends with status 0 when the server is ready or the unit is being stopped, and with status 1 and the reason on standard
 error when the main process is gone, a stranger answers on the port, loading the model failed, nothing moves any more,

@@ -63,8 +63,11 @@ class Exchange:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._socket.close()
 
-    def ask(self, method: str, path: str, body: Iterable[bytes] = (), length: int = 0, kind: str = "") -> int:
-        """Send a request, its body in pieces of `length` bytes in all, and return the answer's status code."""
+    def ask(
+        self, method: str, path: str, body: Iterable[bytes] = (), length: int = 0, kind: str = "", key: str = ""
+    ) -> int:
+        """Send a request, its body in pieces of `length` bytes in all, and return the answer's status code. `key`: what
+        its clients have to give, of printable ASCII."""
         refused = self._socket.connect_ex((self._server.address, self._server.port))
         if refused == errno.EINPROGRESS:
             self._wait(select.POLLOUT)
@@ -72,6 +75,8 @@ class Exchange:
         if refused:
             raise OSError(refused, os.strerror(refused))
         head = [f"{method} {path} HTTP/1.1", f"Host: {self._server.host}", "Connection: close"]
+        if key:
+            head.append(f"Authorization: Bearer {key}")
         if method == "POST":
             head += [f"Content-Type: {kind or 'application/json'}", f"Content-Length: {length}"]
         start = "\r\n".join([*head, "", ""]).encode()
@@ -202,10 +207,12 @@ def http_status(server: Server, path: str, timeout: float, pause: Pause = patien
         return exchange.ask("GET", path)
 
 
-def http_answer(server: Server, path: str, timeout: float, pause: Pause = patient) -> tuple[int, bytes]:
+def http_answer(
+    server: Server, path: str, timeout: float, pause: Pause = patient, key: str = ""
+) -> tuple[int, bytes]:
     """The same, and how the body of a refusal begins, if that comes within a moment: it may tell how far a server is."""
     with Exchange(server, timeout=timeout, pause=pause) as exchange:
-        status = exchange.ask("GET", path)
+        status = exchange.ask("GET", path, key=key)
         if 200 <= status < 300:
             return status, b""
         exchange.deadline = min(exchange.deadline, time.monotonic() + _BODY_SECONDS)

@@ -14,7 +14,7 @@ from pathlib import Path
 from cortexd.waiter import signs
 from cortexd.waiter.http import Server
 from cortexd.waiter.sockets import own_group
-from cortexd.waiter.waiting import Waiter
+from cortexd.waiter.waiting import Key, Waiter
 from cortexd.waiter.watch import GaveUp, Watch
 
 
@@ -53,6 +53,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, required=True, help="seconds in all")
     parser.add_argument("--stall", type=float, required=True, help="seconds without a sign of progress")
     parser.add_argument("--hint", type=Path, help="a file that cortexd touches when it sees progress")
+    parser.add_argument("--key-variable", default="", help="the variable with the key that the server asks for")
     parser.add_argument("--load", choices=("ollama",), help="what to do with the server that answers")
     parser.add_argument("--model", help="with --load: what is to be loaded")
     parser.add_argument("--from", dest="file", type=Path, help="with --load: the GGUF file that it is made of")
@@ -68,8 +69,14 @@ def _wait(args: argparse.Namespace, pidfd: int) -> None:
         _poller(pidfd), lambda now: signs.read(now, group, args.hint), _notify, timeout=args.timeout, stall=args.stall
     )
     server = Server(args.address, args.port)
-    waiter = Waiter(watch, server, args.path, group.stat().st_ino if group else 0)
+    key = Key(args.key_variable, _printable(os.environ.get(args.key_variable, "")))
+    waiter = Waiter(watch, server, args.path, group.stat().st_ino if group else 0, key)
     waiter.run((lambda: _load_ollama(watch, server, args.model, args.file)) if args.load else None)
+
+
+def _printable(key: str) -> str:
+    """A key, or nothing where a header could not carry it as it is."""
+    return key if key.isascii() and key.isprintable() and key == key.strip() else ""
 
 
 def _load_ollama(watch: Watch, server: Server, model: str, file: Path | None) -> None:

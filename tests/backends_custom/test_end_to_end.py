@@ -105,6 +105,24 @@ def test_from_registration_to_stop(place: Place, cortex: Cortex) -> None:
     cortex.until_state("a", "stopped")
 
 
+def test_an_endpoint_that_asks_for_the_key(place: Place, cortex: Cortex) -> None:
+    """By the waiter and the daemon alike; without one it is not waited for what will never be."""
+    place.file.write_text('api_key = "CUSTOM_KEY"\n' + form("--fake-key", "CUSTOM_KEY"))
+    place.register("a", "--api-key", "auto")
+    cortex.run("start", "a")
+    cortex.until_state("a", "ready")
+    assert json.loads(cortex.run("health", "a", "--json").stdout)[0]["Healthy"] is True
+    key = place.told()["environ"]["CUSTOM_KEY"]
+    assert key and key not in properties("cortex-a.service", "ExecStartPost")["ExecStartPost"]
+
+    cortex.run("stop", "a")
+    cortex.run("secret", "unset", "a", "CUSTOM_KEY")
+    failure = cortex.fails("start", "a")
+    assert "/alive asks for a key (401), and CUSTOM_KEY holds none" in failure, failure
+    told = cortex.out("why", "a")
+    assert "cortexctl secret list a" in told and "startup_stall" not in told, told
+
+
 def test_a_changed_file_is_a_new_command_line_at_the_next_start(place: Place, cortex: Cortex) -> None:
     place.file.write_text(form("--first"))
     place.register()

@@ -394,7 +394,9 @@ class TestLimits:
         assert (state.drop_in_paths, state.need_daemon_reload, state.active_state) == ((), False, "active")
 
     async def test_properties_of_what_does_not_exist_are_refused(self, world: World) -> None:
-        with pytest.raises(UnitFailed, match=r"change TasksMax of cortex-nobody\.service: Unit cortex-nobody\.service not"):
+        with pytest.raises(
+            UnitFailed, match=r"change TasksMax of cortex-nobody\.service: Unit cortex-nobody\.service not"
+        ):
             await world.systemd.set_properties("cortex-nobody.service", {"TasksMax": 99})
 
     async def test_a_unit_that_rests_is_held_to_nothing(self, world: World) -> None:

@@ -72,6 +72,7 @@ HOSTILE = server(OOM_LINE, "bind: address already in use", "unknown model archit
         ({"result": "timeout", "code": KILLED, "status": 9}, "timeout", "within its time"),
         ({"status_text": "Not ready: not ready after 5 s (/health answers 503)"}, "start-timeout", "after 5 s"),
         ({"status_text": "Not ready: no sign of progress for 120 s (/health answers 503)"}, "stalled", "progress for 120 s"),
+        ({"status_text": "Not ready: /health asks for a key (401), and KEY holds none"}, "key-refused", "KEY holds none"),
         ({"status_text": "Not ready: port 8000 is held by a process outside this unit (user 0)"}, "port-in-use", "user 0"),
         ({"code": KILLED, "status": 9, "result": "signal"}, "killed", "SIGKILL from outside"),
         ({"code": KILLED, "status": 15, "result": "signal"}, "killed", "SIGTERM from outside"),

@@ -35,7 +35,9 @@ class Handler(BaseHTTPRequestHandler):
         sick = MODE == "sick" and self.path == "/health" and Handler.asked > 1
         body = LINE if sick else b'{"status":"ok"}'
         status = "503" if sick else "200"
-        self.wfile.write(b"HTTP/1.0 " + status.encode() + b" " + LINE.replace(b"\r", b"") + b"\r\nX-Odd: \x1b[2J\xc2\x9b\r\n")
+        self.wfile.write(
+            b"HTTP/1.0 " + status.encode() + b" " + LINE.replace(b"\r", b"") + b"\r\nX-Odd: \x1b[2J\xc2\x9b\r\n"
+        )
         self.wfile.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
     do_POST = do_GET

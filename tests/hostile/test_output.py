@@ -25,6 +25,7 @@ from tests.support.wait import until
 
 OURS = re.compile("\x1b\\[[0-9;]*m|\x1b\\[K|\r\n|\x1b\\[\\?25[lh]")
 """What cortexctl writes to a terminal itself: colours, the end of a line, the cursor."""
+SETTINGS = ["health.interval_seconds=1", "health.timeout_seconds=1", "health.max_failures=500", "Restart=no"]
 VERBS = [
     "status {}", "status -n 200 {}", "show {}", "why {}", "health {}", "events {}", "check {}", "list", "logs {}", "logs -o cat {}",
     "logs -o short-full {}", "logs -o verbose {}", "logs -o json {}", "logs -o with-unit {}", "logs --json {}", "cat {}", "backends",
@@ -41,13 +42,13 @@ def models(shared_daemon: Daemon) -> list[str]:
     for mode in ("well", "sick", "dead"):
         name = f"speaks-{mode}"
         cortex.run("register", name, "--path", str(program.parent / "model.gguf"), "--backend", "llamacpp", "--exec", str(program),
-                   "--gpus", "none", "--memory", "1G", "--port", str(free_port()), "--extra-args", f"--hostile-mode {mode}",
-                   "health.interval_seconds=1", "health.timeout_seconds=1", "health.max_failures=500", "Restart=no")  # fmt: skip
+                   "--gpus", "none", "--memory", "1G", "--port", str(free_port()), f"--extra-args=--hostile-mode {mode}",
+                   *(f"--set={each}" for each in SETTINGS))  # fmt: skip
         cortex.run("start", name, check=mode != "dead")
         names.append(name)
     until(lambda: cortex.properties("speaks-sick")["HealthFailures"] > 0, "a hostile refusal")
     cortex.until_state("speaks-dead", "failed", "stopped")
-    until(lambda: "hostile words" in cortex.run("logs", "speaks-well", check=False).stdout, "its words in the journal")
+    until(lambda: "hostile line" in cortex.run("logs", "speaks-well", check=False).stdout, "its words in the journal")
     return names
 
 
@@ -63,17 +64,25 @@ def on_terminal(*arguments: str, until_seen: str = "") -> str:
     process = subprocess.Popen([sys.executable, "-m", "cortexctl", *arguments], stdin=other, stdout=other, stderr=other,
                                env=environment, cwd=lab.PROJECT)  # fmt: skip
     os.close(other)
-    seen, end = b"", time.monotonic() + 60
+    seen, end = b"", time.monotonic() + 15
     while time.monotonic() < end and not (until_seen and until_seen.encode() in seen):
         if select.select([main], [], [], 0.1)[0]:
             try:
                 seen += os.read(main, 65536)
             except OSError:  # the other end is closed
                 break
+        elif process.poll() is not None:
+            break
     if until_seen:
         process.send_signal(signal.SIGINT)
-    process.wait(timeout=20)
-    os.close(main)
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise AssertionError(f"{arguments} goes on; it has said {seen!r}") from None
+    finally:
+        os.close(main)
     return seen.decode(errors="surrogateescape")
 
 
@@ -85,8 +94,7 @@ def test_nothing_that_steers_reaches_a_pipe(models: list[str], verb: str) -> Non
         text = (done.stdout + done.stderr).decode(errors="surrogateescape")
         assert text and not steering(text), (verb, name, steering(text))
         if "json" in verb:
-            for line in text.splitlines():
-                json.loads(line)
+            assert text.count("\n") == len([json.loads(line) for line in text.splitlines()])
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("cat {}", "backends", "show {}")])
@@ -101,8 +109,8 @@ def test_nothing_that_steers_reaches_a_terminal(models: list[str], verb: str) ->
 
 @pytest.mark.parametrize("output", ["short", "cat"])
 def test_following_shows_new_lines_at_once_and_harmlessly(models: list[str], output: str) -> None:
-    text = on_terminal("logs", "-f", "-o", output, "-n", "all", "speaks-well", until_seen="CUDA out of memory")
-    assert "CUDA out of memory" in text
+    text = on_terminal("logs", "-f", "-o", output, "-n", "all", "speaks-well", until_seen="hostile line")
+    assert "hostile line" in text
     assert not steering(OURS.sub("", text))
 
 

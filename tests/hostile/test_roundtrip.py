@@ -59,7 +59,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scope, Path]:
     return scope, folder
 
 
-def make(world: tuple[Scope, Path], name: str = "model", **given: object) -> Generated | None:
+def make(world: tuple[Scope, Path], model: str = "model", /, **given: Any) -> Generated | None:
     """What a registration comes to; None where it is refused in words that a person can read."""
     scope, folder = world
     settings = {
@@ -67,7 +67,7 @@ def make(world: tuple[Scope, Path], name: str = "model", **given: object) -> Gen
         **given,
     }  # fmt: skip
     try:
-        return generate(name, settings, scope=scope, tools=TOOLS)
+        return generate(model, settings, scope=scope, tools=TOOLS)
     except CortexError as e:
         words = str(e)
         assert words and len(words) < 2000, f"no sentence: {words[:100]!r}"
@@ -91,7 +91,12 @@ def check(world: tuple[Scope, Path], made: Generated, **more: int) -> dict[str, 
 
 
 def _plain(made: Generated) -> dict[str, object]:
-    return {"extra_args": made.spec.extra_args, "env": list(made.spec.env), "path": made.spec.path, "host": made.spec.host}
+    return {
+        "extra_args": made.spec.extra_args,
+        "env": list(made.spec.env),
+        "path": made.spec.path,
+        "host": made.spec.host,
+    }
 
 
 def environment(service: dict[str, list[str]]) -> dict[str, str]:
@@ -105,7 +110,13 @@ def test_any_value_is_refused_or_arrives_as_it_is(world: tuple[Scope, Path]) -> 
     seen = Counter[str]()
 
     @settings(max_examples=CASES, **PURE)
-    @given(NAMES, ARGUMENTS, ENVIRONMENT, st.one_of(st.just("127.0.0.1"), st.just("::"), TEXTS), st.one_of(st.just("/health"), TEXTS))
+    @given(
+        NAMES,
+        ARGUMENTS,
+        ENVIRONMENT,
+        st.one_of(st.just("127.0.0.1"), st.just("::"), TEXTS),
+        st.one_of(st.just("/health"), TEXTS),
+    )
     def case(name: str, arguments: str, variables: list[str], host: str, endpoint: str) -> None:
         # One of them is hostile at a time in most cases, since a refusal of one hides what becomes of the others.
         which = seen["cases"] % 6
@@ -142,7 +153,9 @@ def test_paths_of_any_name(world: tuple[Scope, Path], setting: str) -> None:
     _, folder = world
     accepted = 0
     pieces = [piece.replace("/", "") for piece in [*NASTY, "".join(NASTY[:12])]]
-    for number, piece in enumerate(piece for piece in pieces if piece and "\0" not in piece and len(piece.encode("utf-8", "replace")) < 200):
+    for number, piece in enumerate(
+        piece for piece in pieces if piece and "\0" not in piece and len(piece.encode("utf-8", "replace")) < 200
+    ):
         end = b".gguf" if setting == "path" else b""
         place = os.fsencode(str(folder / f"{setting}{number}-")) + piece.encode("utf-8", "surrogatepass") + end
         path = os.fsdecode(place)
@@ -156,23 +169,31 @@ def test_paths_of_any_name(world: tuple[Scope, Path], setting: str) -> None:
         service = unit_text.parse(made.text)["Service"]
         shape(made.text)
         assert unit_text.argv(service["ExecStart"][0]) == list(made.plan.argv)
-        opened = [*service.get("ReadWritePaths", []), *service.get("BindPaths", []), *service.get("BindReadOnlyPaths", [])]
-        assert setting == "exec" or path in [word.replace("%%", "%") for line in opened for word in unit_text.words(line)]
+        opened = [
+            *service.get("ReadWritePaths", []),
+            *service.get("BindPaths", []),
+            *service.get("BindReadOnlyPaths", []),
+        ]
+        assert setting == "exec" or path in [
+            word.replace("%%", "%") for line in opened for word in unit_text.words(line)
+        ]
         assert path in made.plan.argv or setting == "ReadWritePaths"
     assert accepted > 10
 
 
 @pytest.mark.parametrize("value", HUGE, ids=lambda value: f"{value[0]!a}x{len(value)}")
-@pytest.mark.parametrize("setting", ["extra_args", "env", "host", "path", "health.endpoint", "quantization", "name", "ReadWritePaths"])
+@pytest.mark.parametrize(
+    "setting", ["extra_args", "env", "host", "path", "health.endpoint", "quantization", "name", "ReadWritePaths"]
+)
 def test_what_is_huge_is_refused_or_fits(world: tuple[Scope, Path], setting: str, value: str) -> None:
-    given: dict[str, object] = {setting: value}
+    given: dict[str, Any] = {setting: value}
     if setting == "env":
         given = {setting: [f"X_HUGE={value}"]}
     elif setting == "ReadWritePaths":
         given = {setting: [f"/{value}"]}
     elif setting == "extra_args":
         given = {setting: f"--x {shlex.quote(value)}"}
-    made = make(world, **given)
+    made = make(world, given.pop("name", "model"), **given)
     if made is not None:
         assert max(map(len, made.plan.argv)) < 131_072  # MAX_ARG_STRLEN of execve(2)
         shape(made.text)
@@ -192,9 +213,13 @@ def test_many_long_ones_together_are_refused_or_a_unit_that_systemd_reads(
 ) -> None:
     """No file is longer than what is read (1 MiB), and no argument or variable than what execve(2) takes."""
     scope, folder = world
-    explicit = parse_settings({"path": str(folder / "model.gguf"), "exec": str(folder / "llama-server"), "backend": "llamacpp", **given})
+    explicit = parse_settings(
+        {"path": str(folder / "model.gguf"), "exec": str(folder / "llama-server"), "backend": "llamacpp", **given}
+    )
     try:
-        made = Definer(scope, TOOLS).define("model", {key: value for key, value in explicit.items() if value is not None})
+        made = Definer(scope, TOOLS).define(
+            "model", {key: value for key, value in explicit.items() if value is not None}
+        )
     except InvalidConfig as e:
         assert "env" not in given and re.search("at most 1048576 can be read|is longer than the 131071 bytes", str(e))
         return
@@ -236,7 +261,12 @@ def test_a_refusal_repeats_no_control_characters(world: tuple[Scope, Path]) -> N
     scope, folder = world
     for value in ("\x1b[2J", "\x9b2J", "\u202e", "a\nb"):
         for setting in ("host", "quantization", "backend", "health.endpoint", "exec"):
-            given: dict[str, object] = {"path": str(folder / "model.gguf"), "exec": str(folder / "llama-server"), "backend": "llamacpp", "gpus": "none"}
+            given: dict[str, object] = {
+                "path": str(folder / "model.gguf"),
+                "exec": str(folder / "llama-server"),
+                "backend": "llamacpp",
+                "gpus": "none",
+            }
             with pytest.raises(CortexError) as refused:
                 generate("model", {**given, setting: value}, scope=scope, tools=TOOLS)
             assert isinstance(refused.value, InvalidConfig) or setting == "backend"

@@ -25,7 +25,8 @@ cat /proc/$$/cmdline >"{out}/$X_ID.argv" && cat /proc/$$/environ >"{out}/$X_ID.e
 
 WORDS = TEXTS.filter(bool)
 CASES = st.tuples(
-    st.lists(WORDS, min_size=1, max_size=3), st.dictionaries(st.from_regex(r"X_[A-C][a-z]{0,3}", fullmatch=True), WORDS, max_size=3)
+    st.lists(WORDS, min_size=1, max_size=3),
+    st.dictionaries(st.from_regex(r"X_[A-C][a-z]{0,3}", fullmatch=True), WORDS, max_size=3),
 )
 
 
@@ -45,7 +46,13 @@ def drawn(lab: UnitLab) -> list[Generated]:
     made: list[Generated] = []
 
     # More than are kept: about half of what is drawn is refused, which the pure test looks at.
-    @settings(max_examples=UNITS * 8, phases=[Phase.generate], deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=UNITS * 8,
+        phases=[Phase.generate],
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(CASES)
     def draw(case: tuple[list[str], dict[str, str]]) -> None:
         words, variables = case
@@ -68,7 +75,9 @@ def test_two_hundred_units_start_with_exactly_what_was_given(lab: UnitLab) -> No
     assert len(made) == UNITS
     units = [unit_name(each.spec.name) for each in made]
     paths = [str(lab.scope.unit_folder / unit) for unit in units]
-    verified = subprocess.run(["systemd-analyze", "--user", "--man=no", "verify", *paths], capture_output=True, text=True, check=False)
+    verified = subprocess.run(
+        ["systemd-analyze", "--user", "--man=no", "verify", *paths], capture_output=True, text=True, check=False
+    )
     assert (verified.returncode, verified.stderr) == (0, "")
     systemctl("daemon-reload")
     for first in range(0, UNITS, 50):

@@ -73,7 +73,8 @@ async def test_a_start_that_fails_says_why_and_keeps_the_log(house: House) -> No
     house.systemd.behave(unit, start="failed")
     with pytest.raises(JobFailed, match="the server exited with status 1"):
         await (await house.start()).wait()
-    assert (house.state(), house.reason()) == (State.FAILED, "the server exited with status 1")
+    assert house.state() is State.FAILED
+    assert house.reason().startswith("the server exited with status 1; the last it said: last words of ")
     event = await house.until_event("failed")
     run = house.unit().invocation_id
     assert (event.priority, event.invocation_id) == (Priority.ERROR, run)
@@ -99,7 +100,7 @@ async def test_a_waiters_word_is_the_reason(house: House) -> None:
 async def test_a_start_that_systemd_tries_again_says_so(house: House) -> None:
     unit = await house.register()
     house.systemd.behave(unit, start="failed", restart=True)
-    with pytest.raises(JobFailed, match="status 1; systemd tries again"):
+    with pytest.raises(JobFailed, match=r"status 1; .*; systemd tries again"):
         await (await house.start()).wait()
     assert house.state() is State.RESTARTING
     event = await house.until_event("ended")
@@ -126,7 +127,7 @@ async def test_a_port_that_another_model_holds(house: House) -> None:
     await house.register("b", port=18003)
     with pytest.raises(PortInUse, match=r"port 18003 is held by model a; stop it, or 'cortexctl set b port=auto'"):
         await house.start("b")
-    assert ("StartUnit", "cortex-b.service") not in house.systemd.calls and await house.kinds("b") == ["registered"]
+    assert ("StartUnit", "cortex-b.service") not in house.systemd.calls and await house.kinds("b") == ["registered", "start-refused"]
     await (await house.stop("a")).wait()
     await (await house.start("b")).wait()
     assert house.state("b") is State.READY

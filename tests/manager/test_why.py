@@ -10,13 +10,13 @@ import pytest
 
 from cortexd import lifecycle
 from cortexd.diagnosis import diagnoser
-from cortexd.errors import JobFailed, StoreFailed
+from cortexd.errors import InvalidConfig, JobFailed, StoreFailed
 from cortexd.events import Priority
 from cortexd.names import unit_name
 from cortexd.states import State
 from cortexd.systemd.memory import MemoryEvents
 from tests.manager.steps import again, fail, sick
-from tests.support.house import ME, House
+from tests.support.house import EMPTY_GGUF, ME, House
 
 LOG = """#!/bin/sh
 case "$*" in *UNIT_RESULT*) echo failed;; *)
@@ -161,3 +161,19 @@ async def test_few_runs_are_remembered(house: House, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(diagnoser, "_REMEMBERED", 5)
     await asyncio.gather(*(house.manager._diagnoser.cause_of(str(number), 0.01) for number in range(20)))
     assert len(house.manager._diagnoser._found) == 5
+
+
+async def test_a_start_that_was_refused_is_why_it_does_not_run(house: House) -> None:
+    await house.register()
+    house.gguf.unlink()
+    with pytest.raises(InvalidConfig, match="does not exist") as refused:
+        await house.start()
+    event = await house.until_event("start-refused")
+    assert (event.message, event.priority, event.actor) == (str(refused.value), Priority.WARNING, ME.actor)
+    found = await house.manager.why("a")
+    assert found.cause == "start-refused" and found.sentence.startswith("its start was refused: path=")
+    assert found.remedy and found.remedy in event.message
+    house.gguf.write_bytes(EMPTY_GGUF)
+    await (await house.start()).wait()
+    await (await house.stop()).wait()
+    assert (await house.manager.why("a")).cause == "stopped"

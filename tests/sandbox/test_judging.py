@@ -70,7 +70,9 @@ def test_an_empty_home_must_not_be_seen() -> None:
     assert row(proof, "ProtectHome").effect is Effect.IN_FORCE
     assert row(proof, "ProtectHome", ProtectHome="tmpfs").effect is Effect.NOT_IN_FORCE
     assert row(Proof({**CLOSED, "write-home": 0}, FREE), "ProtectSystem").effect is Effect.NOT_IN_FORCE
-    assert row(Proof({**CLOSED, "write-home": 0}, FREE), "ProtectSystem", ProtectSystem="full").effect is Effect.IN_FORCE
+    assert (
+        row(Proof({**CLOSED, "write-home": 0}, FREE), "ProtectSystem", ProtectSystem="full").effect is Effect.IN_FORCE
+    )
 
 
 def test_what_is_left_out_is_named_and_warned_of() -> None:

@@ -88,7 +88,9 @@ async def test_what_was_kept_before_another_boot_is_tried_again(house: House, ma
     assert (kept.stat().st_mode & 0o777, json.loads(kept.read_text())["when"]) == (0o600, text["when"])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"namespaces": 1}', '{"namespaces": true, "when": "x", "proofs": {"a": {"sandbox": []}}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"namespaces": 1}', '{"namespaces": true, "when": "x", "proofs": {"a": {"sandbox": []}}}']
+)
 async def test_a_file_that_we_did_not_write(house: House, machine: Machine, text: str) -> None:
     await house.register()
     (house.scope.data / "sandbox.json").write_text(text)
@@ -143,7 +145,7 @@ async def test_where_the_sandbox_is_required_the_model_does_not_start(house: Hou
     await house.register(sandbox_required="yes")
     machine.namespaces = False
     prover_of(house)
-    with pytest.raises(InvalidConfig, match="sandbox_required=yes: this machine gives .* no namespaces"):
+    with pytest.raises(InvalidConfig, match=r"sandbox_required=yes: this machine gives .* no namespaces"):
         await house.start()
     assert "PrivateUsers=true" in house.path().read_text()  # so that systemd refuses, too
     machine.namespaces = True

@@ -12,7 +12,7 @@ import pytest
 from cortexd.waiter.http import Pause, Server
 from cortexd.waiter.signs import GROWTH, Reading
 from cortexd.waiter.sockets import Listener
-from cortexd.waiter.waiting import Waiter
+from cortexd.waiter.waiting import REFUSED_FOR, Key, Waiter
 from cortexd.waiter.watch import EXCUSE, GRACE, GaveUp, Watch
 
 Answer = int | tuple[int, bytes] | OSError
@@ -27,12 +27,15 @@ class Script:
         self.pauses: list[float] = []
         self.sent: list[tuple[float, str]] = []
         self.probes = 0
+        self.key = Key()
+        self.keys: list[str] = []
         self.sockets: list[Listener] = []
         self.ends_at = float("inf")
         self.reading: Callable[[float], Reading] = lambda t: Reading()
 
-    def ask(self, server: Server, path: str, timeout: float, pause: Pause) -> tuple[int, bytes]:
+    def ask(self, server: Server, path: str, timeout: float, pause: Pause, key: str) -> tuple[int, bytes]:
         self.probes += 1
+        self.keys.append(key)
         found = self.probe(self.time - 100)
         if isinstance(found, OSError):
             raise found
@@ -54,7 +57,7 @@ class Script:
             timeout=timeout, stall=stall, now=lambda: self.time,
         )  # fmt: skip
         waiter = Waiter(
-            self.watch, Server("127.0.0.1", 8000), "/health", cgroup, ask=self.ask, find=lambda port: self.sockets
+            self.watch, Server("127.0.0.1", 8000), "/health", cgroup, self.key, ask=self.ask, find=lambda port: self.sockets
         )
         try:
             waiter.run(load)
@@ -132,6 +135,45 @@ def test_a_stranger_is_refused_before_it_is_asked() -> None:
     script.sockets = [Listener("0.0.0.0", 8000, 1000, 4711, cgroup=8)]
     assert script.run(cgroup=7) == "port 8000 is held by a process outside this unit (user 1000, socket 4711)"
     assert script.probes == 0
+
+
+OWN, UNKNOWN = Listener("127.0.0.1", 8000, 0, 1, cgroup=7), Listener("0.0.0.0", 8000, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "sockets", "sent"),
+    [(7, [OWN], "abc"), (7, [OWN, UNKNOWN], ""), (7, [UNKNOWN], ""), (7, [], ""), (0, [OWN], "")],
+    ids=["own", "own and unknown", "unknown", "nobody", "ours unknown"],
+)
+def test_the_key_goes_to_the_units_own_socket_alone(cgroup: int, sockets: list[Listener], sent: str) -> None:
+    script = Script(lambda t: 200)
+    script.key, script.sockets = Key("THE_KEY", "abc"), sockets
+    assert script.run(cgroup=cgroup) == ""
+    assert script.keys == [sent] and "abc" not in repr(script.key)
+
+
+@pytest.mark.parametrize(
+    ("key", "sockets", "reason"),
+    [
+        (Key(), [OWN], "/health asks for a key (401), and its backend names no api_key"),
+        (Key("THE_KEY"), [OWN], "/health asks for a key (401), and THE_KEY holds none"),
+        (Key("THE_KEY", "abc"), [OWN], "/health refuses the key of THE_KEY (401)"),
+        (Key("THE_KEY", "abc"), [UNKNOWN],
+         "/health asks for a key (401), and the kernel does not tell whether it is this unit that would get it"),
+    ],
+    ids=["no variable", "not set", "wrong", "kept back"],
+)  # fmt: skip
+def test_a_refused_key_ends_the_wait_soon(key: Key, sockets: list[Listener], reason: str) -> None:
+    script = Script(lambda t: 401)
+    script.key, script.sockets = key, sockets
+    assert script.run(cgroup=7) == reason
+    assert REFUSED_FOR <= script.time - 100 < REFUSED_FOR + 1
+
+
+def test_a_server_may_read_its_keys_after_it_listens() -> None:
+    """Each refusal is excused for a while, and another answer in between begins that anew."""
+    script = Script(lambda t: (403 if t % REFUSED_FOR < REFUSED_FOR - 1 else 503) if t < 60 else 200)
+    assert script.run() == ""
 
 
 def test_a_stranger_that_came_with_the_answer_is_refused() -> None:

@@ -8,6 +8,7 @@
                            name to [status, output] to FILE with .out behind it
     --fake-ignore-term     does not end on SIGTERM
     --fake-flood LINES      prints so many lines, and then serves
+    --fake-key VARIABLE    answers 401 to everybody who does not show what this variable has
     --fake-child           leaves the port to a child that outlives the main process
 
 Standard library only: it is run as a program of its own inside a model's sandbox.
@@ -31,6 +32,7 @@ class Server(ThreadingHTTPServer):
     """Says 200 to every GET once it is ready."""
 
     ready_status = 200
+    wanted = ""
 
 
 class IPv6Server(Server):
@@ -48,7 +50,8 @@ class Handler(BaseHTTPRequestHandler):
         """The status of the moment."""
         # What the health endpoint of llama.cpp says, whose arguments those are; the others' says nothing.
         body = b'{"status":"ok"}' if "--alias" in sys.argv else b""
-        self.send_response(self.server.ready_status)
+        refused = self.server.wanted and self.headers["Authorization"] != self.server.wanted
+        self.send_response(401 if refused else self.server.ready_status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -86,6 +89,7 @@ def main() -> int:
     parser.add_argument("--fake-tell")
     parser.add_argument("--fake-run")
     parser.add_argument("--fake-ignore-term", action="store_true")
+    parser.add_argument("--fake-key")
     parser.add_argument("--fake-child", action="store_true")
     parser.add_argument("--fake-flood", type=int, default=0)
     args, _ = parser.parse_known_args()
@@ -105,6 +109,8 @@ def main() -> int:
     if args.fake_gate and args.fake_loading is None:
         args.fake_gate.read_text()
     server = (IPv6Server if ":" in args.host else Server)((args.host, args.port), Handler)
+    if args.fake_key:
+        server.wanted = f"Bearer {os.environ.get(args.fake_key)}"
     if args.fake_gate and args.fake_loading is not None:
         server.ready_status = args.fake_loading
         threading.Thread(target=lambda: open_gate(server, args.fake_gate), daemon=True).start()
