@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from cortexctl.actions_secret import tell_key
 from cortexctl.bus import Call
 from cortexctl.context import Context, manager_call, model_call
 from cortexctl.errors import USAGE, CtlError
@@ -39,19 +40,9 @@ def register(context: Context) -> None:
     out.result(record, f"Registered {args.name} (unit {unit})")
     context.warn(args.name, warnings)
     if args.api_key:
-        _tell_key(context)
+        for info in context.models([args.name]):
+            tell_key(context, args.name, (*info["Secrets"], "?")[0], required=True)
     out.hint(f"Start it with '{out.program} start {args.name}'.")
-
-
-def _tell_key(context: Context) -> None:
-    """Where the key lies that was made, and how a client gives it; the key itself is nobody's to print."""
-    name, out = context.args.name, context.out
-    for info in context.models([name]):
-        file, variable = f"~/.cortex/secrets/{name}/environment", (*info["Secrets"], "?")[0]
-        out.note(f"its clients have to give the key that lies in {file} as {variable}, for example:")
-        out.note(
-            f'(. {file}; echo "Authorization: Bearer ${variable}") | curl -H @- "$({out.program} url {name})/v1/models"'
-        )
 
 
 def _surroundings() -> dict[str, tuple[str, str]]:

@@ -10,6 +10,9 @@ from cortexctl.errors import USAGE, CtlError
 _MAX_VALUE = 64 * 1024
 """Bytes; the daemon's bound. More is not read, so that a wrong file does not fill the memory."""
 
+_GENERATED_BYTES = 32
+"""As many as cortexd takes for the key of 'register --api-key auto'."""
+
 
 def secret(context: Context) -> None:
     """set NAME KEY, unset NAME KEY or list NAME."""
@@ -25,6 +28,8 @@ def secret(context: Context) -> None:
             "the value is asked for, or read from standard input: others can read a command line, and a shell keeps it",
             USAGE,
         )
+    if context.args.generate and action != "set":
+        raise CtlError("Usage", f"--generate goes with set, not with {action}; {help_}", USAGE)
     if len(words) != wanted:
         raise CtlError("Usage", f"{action} takes {'NAME KEY' if wanted == 2 else 'NAME'}; {help_}", USAGE)
     context.bus.call(manager_call("GetModel", "s", words[0]))  # better known before a secret is typed
@@ -37,10 +42,23 @@ def secret(context: Context) -> None:
 
 
 def _set(context: Context, name: str, key: str) -> None:
-    value = _value(f"Value of {key} for {name}: ")
+    value = _generated() if context.args.generate else _value(f"Value of {key} for {name}: ")
     (restart_needed,) = context.bus.call(model_call(name, "SetSecret", "saya{sv}", key, value, {}))
     context.out.result({"Name": name, "Key": key, "RestartNeeded": restart_needed}, f"Set secret {key} of {name}")
+    if context.args.generate:
+        tell_key(context, name, key, required=False)
     _tell_restart(context, name, restart_needed)
+
+
+def tell_key(context: Context, name: str, key: str, *, required: bool) -> None:
+    """Where a value lies that was made, and how a client gives it as its key; the value itself is nobody's to print.
+    `required`: clients have to give it; else that depends on what the backend does with the variable."""
+    out, file = context.out, f"~/.cortex/secrets/{name}/environment"
+    if required:
+        out.note(f"its clients have to give the key that lies in {file} as {key}, for example:")
+    else:
+        out.note(f"the value lies in {file} as {key}; a client gives it as its key, for example:")
+    out.note(f'(. {file}; echo "Authorization: Bearer ${key}") | curl -H @- "$({out.program} url {name})/v1/models"')
 
 
 def _unset(context: Context, name: str, key: str) -> None:
@@ -63,6 +81,12 @@ def _tell_restart(context: Context, name: str, needed: bool) -> None:
     if needed:
         program = context.out.program
         context.out.note(f"the running server does not know of it yet; '{program} restart {name}' brings it")
+
+
+def _generated() -> bytes:
+    from secrets import token_urlsafe
+
+    return token_urlsafe(_GENERATED_BYTES).encode()
 
 
 def _value(prompt: str) -> bytes:

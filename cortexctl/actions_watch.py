@@ -8,6 +8,7 @@ from cortexctl.context import MODEL_CHANGES, OWNER_CHANGES, Context, Info, model
 from cortexctl.errors import FAILURE, NO_SUCH_MODEL, OK, CtlError, no_such_model
 from cortexctl.human import clean, duration
 from cortexctl.output import ACTIVE
+from cortexctl.progress import TICK, Progress
 from cortexd.names import model_path
 
 _LOST = ("stopped", "failed")
@@ -20,16 +21,36 @@ def wait(context: Context, *, quiet: bool = False) -> int:
     The subscription comes before the first look, so that no change falls between them; a daemon that restarts
     sends no changes for what happened meanwhile, so its coming and going is a reason to look again.
     """
+    with Progress(context, "Waiting for", loads=True) as progress:
+        return _wait(context, progress, quiet)
+
+
+def _wait(context: Context, progress: Progress, quiet: bool) -> int:
     args, bus = context.args, context.bus
     deadline = None if args.timeout is None else time.monotonic() + args.timeout
     bus.watch(MODEL_CHANGES)
     bus.watch(OWNER_CHANGES)
     waiting = {model_path(info["Name"]): info for info in context.models(args.names)}
-    for path in list(waiting):
-        _settle(context, waiting, path, quiet)
+    progress.expect(waiting.values())
+    progress.since(waiting.values(), time.time())
+    for path, info in waiting.items():
+        progress.note(path, info)
+
+    def settle() -> None:
+        for path in list(waiting):
+            if _is_settled(waiting[path]):
+                progress.clear()
+                _report(context, waiting.pop(path), quiet)
+
+    settle()
     while waiting:
-        signal = bus.next_signal(None if deadline is None else deadline - time.monotonic())
+        left = None if deadline is None else deadline - time.monotonic()
+        progress.draw({path: info["Name"] for path, info in waiting.items()})
+        signal = bus.next_signal(left if not progress.shown else min(TICK, left or TICK))
         if signal is None:
+            if deadline is None or time.monotonic() < deadline:
+                continue  # only the next frame
+            progress.clear()
             for info in waiting.values():
                 after = f"was not ready after {args.timeout:g} s; it is {info['State']}"
                 context.fail(CtlError("Timeout", f"{info['Name']} {after}"), info["Name"])
@@ -41,52 +62,63 @@ def wait(context: Context, *, quiet: bool = False) -> int:
                 context.fail(no_such_model(name), name)
         elif signal.path in waiting:
             waiting[signal.path].update(signal.body[1])
-        for path in list(waiting):
-            _settle(context, waiting, path, quiet)
+            progress.note(signal.path, signal.body[1])
+        settle()
     return context.exit_code
 
 
-def _settle(context: Context, waiting: dict[str, Info], path: str, quiet: bool) -> None:
-    """Report a model and stop waiting for it, where its state says so."""
-    info = waiting[path]
+def _is_settled(info: Info) -> bool:
+    return info["State"] in ACTIVE or info["State"] in _LOST
+
+
+def _report(context: Context, info: Info, quiet: bool) -> None:
+    """Say how waiting for a model ended."""
     name, state = info["Name"], info["State"]
     if state in ACTIVE:
         record = {key: info[key] for key in ("Name", "State", "URL")}
         if not quiet:
             context.out.result(record, f"{name} is {state} at {info['URL']}")
-    elif state in _LOST:
-        reason = f": {info['StateReason']}" if info["StateReason"] else ""
-        see = f"see '{context.out.program} {'why' if state == 'failed' else 'start'} {name}'"
-        context.fail(CtlError("NotReady", f"{name} is {state}{reason}; {see}"), name)
-    else:
         return
-    del waiting[path]
+    reason = f": {info['StateReason']}" if info["StateReason"] else ""
+    see = f"see '{context.out.program} {'why' if state == 'failed' else 'start'} {name}'"
+    context.fail(CtlError("NotReady", f"{name} is {state}{reason}; {see}"), name)
 
 
 def health(context: Context) -> int:
-    """Probe models now; with --wait, once they are ready."""
+    """Probe models now; with --wait, once they are ready. A server that is only busy is well."""
     out, code = context.out, OK
     patterns = context.args.names
     if context.args.wait and (failed := wait(context, quiet=True)):
         return failed
     for name, (result,) in context.on_models(patterns, lambda name: model_call(name, "CheckHealth")):
-        if result["Outcome"] == "not-running":
-            out.result({"Name": name, **result}, f"{name} is not probed: {result['Reason']}")
-            code = FAILURE
-            continue
-        word = "healthy" if result["Healthy"] else "failing"
-        took = duration(result["LatencyUSec"] / 1e6)
-        details = [f"{result['Outcome']} in {took} at {result['Endpoint']}", result["Reason"]]
-        if result["Failures"]:
-            details.append(f"{result['Failures']} of {result['MaxFailures']} failures in a row")
-        if not result["Healthy"]:
-            details.append(result["Next"])
-        text = "; ".join(part for part in details if part)
-        out.result({"Name": name, **result}, f"{name} is {out.paint(word, word)}: {text}")
+        word = result["Health"] if result["Health"] != "unknown" else result["State"]
+        out.result({"Name": name, **result}, f"{name} is {out.paint(word, word)}{clean(_details(result, time.time()))}")
         if not out.json and not out.quiet:
             _history(context, result["History"])
-        code = code if result["Healthy"] else FAILURE
+        if result["Health"] not in ("healthy", "busy"):
+            code = FAILURE
     return code
+
+
+def _details(result: Info, now: float) -> str:
+    """What is known beyond the word; `now` is seconds since the epoch."""
+    if result["Health"] == "unknown":
+        coming = result["Next"] if result["State"] in ("starting", "restarting") else "it is not probed"
+        said = [result["StateReason"], coming]
+        return f"{_elapsed(result, now)}: {'; '.join(part for part in said if part)}"
+    answer = f"{result['Outcome']} in {duration(result['LatencyUSec'] / 1e6)} at {result['Endpoint']}"
+    busy = f"not counted: {result['StateReason']}" if result["Health"] == "busy" else ""
+    failures = f"{result['Failures']} of {result['MaxFailures']} failures in a row" if result["Failures"] else ""
+    return ": " + "; ".join(part for part in (answer, busy or result["Reason"], failures, result["Next"]) if part)
+
+
+def _elapsed(result: Info, now: float) -> str:
+    """For how long a model has been starting, and how long that usually takes."""
+    since = now - result["StateChangeTimestamp"] / 1e6
+    if result["State"] != "starting" or not 0 <= since < now:
+        return ""
+    usual = result["UsualLoadUSec"] / 1e6
+    return f" ({duration(since)}{f' of usually {duration(usual)}' if usual >= 1 else ''})"
 
 
 _MEANINGS = {"busy": "busy: not counted", "failed": "counted as failed", "void": "the machine slept: not counted"}

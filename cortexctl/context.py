@@ -65,12 +65,13 @@ class Context:
             self.out.result({"Name": name, "error": error.name, "message": error.message})
 
     def models(self, patterns: Sequence[str], **options: bool) -> list[Info]:
-        """The models that the patterns name, each once; a name that is unknown is reported, and the others go on."""
+        """The models that the patterns name, each once; a name that is unknown, or patterns that match nothing, are reported."""
         found, unknown = self.lookup(patterns, **options)
         for name, error in unknown.items():
             self.fail(error, name)
         if patterns and not found and not unknown:
             self.out.note(f"no model matches {' or '.join(patterns)}")
+            self.exit_code = self.exit_code or NO_SUCH_MODEL
         return found
 
     def lookup(self, patterns: Sequence[str], **options: bool) -> tuple[list[Info], dict[str, CtlError]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 
@@ -129,8 +130,14 @@ def _items(pairs: object) -> Iterator[str]:
         yield f".TP\n.B {_escaped(name)}\n{_sentence(text)}"
 
 
+_LITERAL = re.compile(r"[a-z0-9_.-]+[,:|]")
+"""How a list of values, or of values and their meanings, begins: one of those is written as it is."""
+
+
 def _sentence(text: str) -> str:
-    text = _escaped(text[:1].upper() + text[1:])
+    if not _LITERAL.match(text):
+        text = text[:1].upper() + text[1:]
+    text = _escaped(text)
     return text if text.endswith(".") else text + "."
 
 

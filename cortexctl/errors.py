@@ -12,17 +12,18 @@ INTERRUPTED = 130
 EXIT_CODES = (
     (
         OK,
-        "done; active (status, is-active), enabled (is-enabled), failed (is-failed), healthy (health), can start (check), "
+        "done; active (status, is-active), enabled (is-enabled), failed (is-failed), healthy or busy (health), "
+        "can start (check), "
         "nothing to fix (doctor)",
     ),
     (
         FAILURE,
-        "failed; not enabled (is-enabled), not failed (is-failed), not healthy (health), cannot start (check), "
+        "failed; not enabled (is-enabled), not failed (is-failed), failing or not ready (health), cannot start (check), "
         "something to fix (doctor)",
     ),
     (USAGE, "wrong command line"),
     (NOT_ACTIVE, "not active (status, is-active)"),
-    (NO_SUCH_MODEL, "no such model"),
+    (NO_SUCH_MODEL, "no such model, or none that a pattern matches"),
     (INTERRUPTED, "interrupted; a job that was started goes on"),
 )
 """Frozen: scripts rely on them. With several models the first failure decides."""

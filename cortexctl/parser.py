@@ -16,12 +16,20 @@ from cortexctl.verbs import GROUPS, HIDDEN, VERBS
 from cortexd.version import VERSION
 
 
+class Formatter(argparse.HelpFormatter):
+    """argparse's, but an argument whose name shows several words is not shown a second time as repeatable."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        name = str(action.metavar or "")
+        return name if " " in name else super()._format_args(action, default_metavar)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with our way to report a usage error."""
 
-    def _get_formatter(self) -> argparse.HelpFormatter:
+    def _get_formatter(self) -> Formatter:
         # argparse makes one for each option that is added; left to find the width itself, it loads shutil.
-        return argparse.HelpFormatter(self.prog, max_help_position=32, width=width(sys.stdout) or 100)
+        return Formatter(self.prog, max_help_position=32, width=width(sys.stdout) or 100)
 
     def error(self, message: str) -> NoReturn:
         raise CtlError("Usage", f"{message}; see '{self.prog} --help'", USAGE)
@@ -49,7 +57,10 @@ def parse(argv: Sequence[str], program: str) -> argparse.Namespace:
         raise CtlError("Usage", f"unknown verb {verb!r}; {_similar(verb)}see '{program} --help'", USAGE)
     parser = verb_parser(verb, program)
     words = [*argv[:position], *argv[position + 1 :]]
-    return parser.parse_args(_permute(parser, words), argparse.Namespace(verb=verb))
+    options, names = _permute(parser, words)
+    if names and not any(not action.option_strings for action in parser._actions):
+        parser.error(f"{verb} takes no names, but {names[0]!r} was given")
+    return parser.parse_args([*options, "--", *names] if names else options, argparse.Namespace(verb=verb))
 
 
 def _without_verb(argv: Sequence[str], program: str) -> NoReturn:
@@ -70,8 +81,8 @@ def _similar(verb: str) -> str:
     return f"did you mean {close[0]!r}? Else " if close else ""
 
 
-def _permute(parser: Parser, words: Sequence[str]) -> list[str]:
-    """Options first, each joined to its value, then the names: what getopt does and argparse does not.
+def _permute(parser: Parser, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The options, each joined to its value, and the names: what getopt does and argparse does not.
 
     argparse takes a value that begins with a dash for an option (--extra-args --mlock, --since -1h), and cannot
     have options between names.
@@ -91,7 +102,7 @@ def _permute(parser: Parser, words: Sequence[str]) -> list[str]:
             options.append(f"{word}={rest.pop()}" if word.startswith("--") else word + rest.pop())
         else:
             options.append(word)
-    return [*options, "--", *names] if names else options
+    return options, names
 
 
 def _wants_value(word: str, arity: dict[str, bool]) -> bool:

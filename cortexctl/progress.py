@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 
 from cortexctl.bus import Call, Reply
-from cortexctl.context import MODEL_CHANGES, Context
-from cortexctl.errors import Interrupted
+from cortexctl.context import MODEL_CHANGES, Context, Info
+from cortexctl.errors import DaemonError, Interrupted
 from cortexctl.human import clean, duration
 from cortexctl.output import printable, width
 from cortexd.names import model_path
@@ -17,68 +18,125 @@ from cortexd.names import model_path
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _PLAIN_FRAMES = "|/-\\"
 _CLEAR = "\r\x1b[K"
+_ELAPSED = re.compile(r"(?<=\()(\d+ min )?\d+ s, | \((\d+ min )?\d+ s\)$")
+"""The seconds in the waiter's status: the line has its own."""
+_LEAST = 10
+"""Columns below which a reason says nothing."""
+TICK = 0.1
+"""Seconds between two frames."""
 
 
 class Progress:
-    """Watches models while their jobs run; silent where nobody looks on."""
+    """Watches models while they are waited for; silent where nobody looks on."""
 
     def __init__(self, context: Context, doing: str, *, loads: bool = False) -> None:
         self._context = context
         self._doing = doing
         self._loads = loads
         """What is waited for is that models are loaded, which takes as long as it usually does."""
-        self._shown = context.out.interactive
+        self.shown = context.out.interactive
         self._waiting: dict[str, str] = {}
         self._texts: dict[str, str] = {}
         self._usual = 0.0
         self._began = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if self._shown:
+        if self.shown:
             self._context.bus.watch(MODEL_CHANGES)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._clear()
+        self.clear()
 
     def follow(self, waits: Mapping[str, Call]) -> Iterator[tuple[str, Reply]]:
-        """Wait for all; yields each as it ends. Raises Interrupted on Ctrl-C."""
+        """Wait for all; yields each as it ends. Raises Interrupted on Ctrl-C, DaemonError where cortexd ends meanwhile."""
         self._waiting = {model_path(name): name for name in waits}
-        if self._shown and self._loads:
+        if self.shown and self._loads:
             found, _ = self._context.lookup(list(waits)) if waits else ([], {})
-            self._usual = max((info["UsualLoadUSec"] / 1e6 for info in found), default=0.0)
+            self.expect(found)
         try:
-            for name, reply in self._context.bus.gather(waits, None, self._tick if self._shown else None):
+            for name, reply in self._context.bus.gather(waits, None, self._tick if self.shown else None):
+                if isinstance(reply, DaemonError) and reply.name == "DaemonEnded":
+                    raise self._without_daemon()
                 del self._waiting[model_path(name)]
-                self._clear()
+                self.clear()
                 yield name, reply
         except KeyboardInterrupt:
-            self._clear()
+            self.clear()
             names = " ".join(self._waiting.values())
             look = f"'{self._context.out.program} status {names}'"
             raise Interrupted(f"interrupted; {self._doing.lower()} {names} goes on, see {look}") from None
 
-    def _clear(self) -> None:
-        if self._shown:
+    def expect(self, infos: Iterable[Info]) -> None:
+        """Take the longest usual time to load of these models as the estimate."""
+        self._usual = max((info["UsualLoadUSec"] / 1e6 for info in infos), default=0.0)
+
+    def since(self, infos: Iterable[Info], now: float) -> None:
+        """Count from when the first of these models began to start; `now` is seconds since the epoch."""
+        begun = [now - info["StateChangeTimestamp"] / 1e6 for info in infos if info["State"] == "starting"]
+        self._began -= max((seconds for seconds in begun if 0 < seconds < now), default=0.0)
+
+    def note(self, path: str, changed: Mapping[str, object]) -> None:
+        """Properties of a model have changed."""
+        text = changed.get("StatusText") or changed.get("State")
+        if text:
+            self._texts[path] = clean(_ELAPSED.sub("", str(text)))
+
+    def draw(self, waiting: Mapping[str, str]) -> None:
+        """Show the line now; `waiting` is object path → name of what is not done yet."""
+        if not self.shown or not waiting:
+            return
+        elapsed = time.monotonic() - self._began
+        frames = _FRAMES if printable("●") == "●" else _PLAIN_FRAMES
+        frame = frames[int(elapsed / TICK) % len(frames)]
+        texts = {name: self._texts.get(path, "") for path, name in waiting.items()}
+        text = compose(self._doing, texts, elapsed, self._usual, (width(sys.stderr) or 80) - 1 - len(frame) - 1)
+        print(f"{_CLEAR}{frame} {text}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self.shown:
             print(_CLEAR, end="", file=sys.stderr, flush=True)
+
+    def _without_daemon(self) -> DaemonError:
+        """What goes on is systemd's work, or is done by the next cortexd; who wants to see its end has to ask again."""
+        program, names = self._context.out.program, " ".join(self._waiting.values())
+        verb, does = ("wait", "waits for it") if self._loads else ("status", "shows how it is")
+        return DaemonError(
+            "DaemonEnded",
+            f"cortexd ended meanwhile; {self._doing.lower()} {names} goes on, '{program} {verb} {names}' {does}, "
+            "and 'journalctl --user -u cortexd.service' may say why cortexd ended",
+        )
 
     def _tick(self) -> None:
         signals = self._context.bus.signals
         while signals:
             signal = signals.popleft()
-            changed = signal.body[1] if len(signal.body) > 1 else {}
-            text = changed.get("StatusText") or changed.get("State")
-            if text:
-                self._texts[signal.path] = clean(str(text))
-        if not self._waiting:
-            return
-        elapsed = time.monotonic() - self._began
-        frames = _FRAMES if printable("●") == "●" else _PLAIN_FRAMES
-        named = [
-            f"{name} ({self._texts[path]})" if path in self._texts else name for path, name in self._waiting.items()
-        ]
-        usual = f" of usually {duration(self._usual)}" if self._usual >= 1 else ""
-        line = f"{frames[int(elapsed * 10) % len(frames)]} {self._doing} {', '.join(named)} … {elapsed:.0f}s{usual}"
-        print(_CLEAR + line[: (width(sys.stderr) or 80) - 1], end="", file=sys.stderr, flush=True)
+            self.note(signal.path, signal.body[1] if len(signal.body) > 1 else {})
+        self.draw(self._waiting)
+
+
+def compose(doing: str, texts: Mapping[str, str], elapsed: float, usual: float, room: int) -> str:
+    """The line in `room` columns: what and how long first, then, as far as there is room, what each model says of itself."""
+    figure = _seconds(elapsed)
+    if usual >= 1:
+        long = f"{figure} of usually {_seconds(usual)}"
+        figure = long if len(long) <= room // 2 else f"{figure} of {_seconds(usual)}"
+    what = _cut(f"{doing} {', '.join(texts)}", room - len(figure) - 2)
+    head = f"{what}: {figure}"
+    rest = room - len(head) - len(" ()")
+    if len(texts) == 1:
+        reasons = "".join(texts.values())
+    else:
+        reasons = "; ".join(f"{name}: {text}" for name, text in texts.items() if text)
+    return f"{head} ({_cut(reasons, rest)})" if reasons and rest >= _LEAST else head[: max(room, 0)]
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f}s" if seconds < 60 else duration(seconds)
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: max(room - 1, 0)] + "…"

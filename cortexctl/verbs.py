@@ -39,6 +39,35 @@ class Verb(NamedTuple):
     many: bool = True
 
 
+def _seconds(text: str) -> float:
+    """An option's value: seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if 0 <= value < float("inf"):
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; use one such as 30 or 2.5")
+
+
+def _count(least: int) -> Callable[[str], int]:
+    """An option's value: a whole number that is not below `least`."""
+
+    def count(text: str) -> int:
+        if text.isascii() and text.isdigit() and len(text) <= 9 and int(text) >= least:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines; use a whole number from {least} on")
+
+    return count
+
+
+def _lines(text: str) -> str:
+    """journalctl's --lines."""
+    if text == "all" or (text.isascii() and text.isdigit()):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of lines; use a whole number, or all")
+
+
 def _option(*flags: str, **keywords: Any) -> Add:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(*flags, **keywords)
@@ -64,7 +93,9 @@ NAME = _option("name", metavar="NAME", help="name of a model")
 NAMES = _names("+")
 ANY_NAMES = _names("*", "name of a model, or a shell pattern; none: all")
 NO_BLOCK = _flag("--no-block", help="do not wait until it is done")
-TIMEOUT = _option("--timeout", type=float, metavar="SECONDS", help="give up waiting after that long (default: never)")
+TIMEOUT = _option(
+    "--timeout", type=_seconds, metavar="SECONDS", help="give up waiting after that long (default: never)"
+)
 LINGER = _flag("--linger", help="let your services run without a login, where they do not yet (loginctl enable-linger)")
 
 VERBS: dict[str, Verb] = {
@@ -96,7 +127,7 @@ VERBS: dict[str, Verb] = {
     "set": Verb(
         "config:set_settings",
         "Change settings; an empty value brings the default back",
-        (_option("items", nargs="+", metavar="NAME... KEY=VALUE", help="models, then settings"),),
+        (_option("items", nargs="+", metavar="NAME... KEY=VALUE...", help="models, then settings"),),
     ),
     "secret": Verb(
         "secret:secret",
@@ -105,9 +136,10 @@ VERBS: dict[str, Verb] = {
             _option(
                 "words",
                 nargs="+",
-                metavar="set|unset|list NAME KEY",
+                metavar="set|unset|list NAME [KEY]",
                 help="set asks for the value, or reads it from standard input; list takes no KEY",
             ),
+            _flag("--generate", help="with set: make a random value, such as a key that clients have to give"),
         ),
         many=False,
     ),
@@ -155,7 +187,7 @@ VERBS: dict[str, Verb] = {
     "status": Verb(
         "state:status",
         "All models in a table; with a name, everything about it",
-        (ANY_NAMES, _option("-n", "--lines", type=int, default=10, metavar="N", help="log lines (default: 10)")),
+        (ANY_NAMES, _option("-n", "--lines", type=_count(0), default=10, metavar="N", help="log lines (default: 10)")),
     ),
     "list": Verb("state:table", "The table alone, of all models or of those named", (ANY_NAMES,)),
     "is-active": Verb("state:is_active", "Print the state; 0 if ready, busy, degraded or unhealthy", (NAMES,)),
@@ -188,7 +220,7 @@ VERBS: dict[str, Verb] = {
         (
             NAMES,
             _flag("-f", "--follow", help="go on with new lines as they come"),
-            _option("-n", "--lines", metavar="N", help="the last N lines (all: every line)"),
+            _option("-n", "--lines", type=_lines, metavar="N", help="the last N lines (all: every line)"),
             _option("-S", "--since", metavar="TIME", help="from then on, as journalctl takes it: today, -1h, ..."),
             _option("-U", "--until", metavar="TIME", help="up to then"),
             _option("-g", "--grep", metavar="PATTERN", help="lines that match a regular expression"),
@@ -203,7 +235,7 @@ VERBS: dict[str, Verb] = {
         "What happened to models, and who asked for it",
         (
             ANY_NAMES,
-            _option("-n", "--lines", type=int, default=50, metavar="N", help="the last N events (default: 50)"),
+            _option("-n", "--lines", type=_count(1), default=50, metavar="N", help="the last N events (default: 50)"),
             _option("-S", "--since", metavar="TIME", help="from then on: -90min, today, '2026-11-23 14:05'"),
             _option("-k", "--kind", action="append", metavar="KIND,...", help="only these kinds; repeatable"),
             _flag("-f", "--follow", help="go on with new events as they come"),
@@ -241,6 +273,9 @@ HIDDEN = {
     "__complete": Verb(
         "complete:complete",
         "Words for the shell's completion",
-        (_option("kind", choices=("names", "secret", "settings", "properties", "backends")),),
+        (
+            _option("kind", choices=("names", "items", "secret", "settings", "properties", "backends", "kinds")),
+            _option("before", nargs="*", metavar="WORD", help="what stands before the word that is completed"),
+        ),
     )
 }

@@ -7,6 +7,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import resource
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -40,6 +41,7 @@ async def run(scope: Scope) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal's end, or "reload": all is read when it is asked for
     os.umask(0o077)
+    raise_descriptors()
     async with AsyncExitStack() as closing:
         closing.callback(os.close, take_folder(scope))
         bus = await Bus.connect(scope.bus_address)
@@ -73,6 +75,14 @@ async def run(scope: Scope) -> int:
         status = await _serve(bus, stop)
         notify("STOPPING=1")
         return status
+
+
+def raise_descriptors() -> None:
+    """Take all the file descriptors that we may have: two are open for each model that runs, and three for each that is
+    being probed, while the usual 1024 are only there for programs that use select(2). asyncio uses epoll(7)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def take_folder(scope: Scope) -> int:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
+_DRAIN_SECONDS = 1.0
 _MAX_THREADS = 32
 _running = threading.Semaphore(_MAX_THREADS)
 
@@ -52,14 +53,20 @@ async def in_thread(seconds: float, function: Callable[[], _T]) -> _T:
 async def output(*command: str, seconds: float, limit: int) -> bytes:
     """The first `limit` bytes of what a program prints; nothing if it cannot be run, or takes longer than `seconds`."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-    except OSError:
+        return await printed(*command, seconds=seconds, limit=limit)
+    except (OSError, TimeoutError):
         return b""
+
+
+async def printed(*command: str, seconds: float, limit: int) -> bytes:
+    """The first `limit` bytes of what a program prints. Raises OSError if it cannot be run, and TimeoutError if it takes
+    longer than `seconds`."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
     assert process.stdout is not None
     try:
         async with asyncio.timeout(seconds):
@@ -70,10 +77,13 @@ async def output(*command: str, seconds: float, limit: int) -> bytes:
                 # It ends by itself: a signal now would take its exit status away from the event loop.
                 await process.wait()
             return found
-    except TimeoutError:
-        return b""
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            # Its end is not seen before its output is read to the end; who has inherited that may keep it open.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DRAIN_SECONDS):
+                    while await process.stdout.read(65536):
+                        pass
+                    await process.wait()

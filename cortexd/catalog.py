@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from cortexd import renewal
+from cortexd import loading, renewal
 from cortexd.backends import backend_of
 from cortexd.bounded import in_thread
 from cortexd.checks import check_spec, secrets_warnings, warnings_of
@@ -22,14 +22,14 @@ from cortexd.events import Event, shown_settings
 from cortexd.kinds import Value
 from cortexd.limits import LIMITS
 from cortexd.live import LiveLimits
-from cortexd.model import ModelSpec, parse_settings
+from cortexd.model import ModelSpec, parse_settings, stored_settings
 from cortexd.names import check_name
 from cortexd.rebuild import rebuild
 from cortexd.registered import Definition, Model
 from cortexd.registration import Caller, fill_in
 from cortexd.scope import Scope
 from cortexd.secrets import NO_SECRETS, Known, Secrets, generate
-from cortexd.store import Store
+from cortexd.store import Store, StoredModel
 from cortexd.systemd.protocol import Systemd
 from cortexd.unitfiles import UnitFiles
 from cortexd.units import files
@@ -178,21 +178,11 @@ class Catalog:
         if self._store.new:
             self.warnings += await rebuild(self._store, self._scope.unit_folder)
         rows = await self._store.models()
-        for row in rows:
-            try:
-                if row.settings is None:
-                    raise InvalidConfig("its settings are no JSON object")
-                settings = {k: v for k, v in parse_settings(row.settings).items() if v is not None}
-                known, problem = self._secrets_of(check_name(row.name))
-                try:
-                    definition, broken = self._definer.define(row.name, settings, known, check=False), ""
-                except InvalidConfig as e:
-                    definition, broken = renewal.stand_in(row.name, settings, known, self._scope), str(e)
-                model = Model(row.name, definition, secrets_problem=problem, backend_problem=broken)
-            except (CortexError, ValueError) as e:
-                self.warnings.append(f"model {row.name!r} in the database cannot be read and is left alone: {e}")
-                continue
-            self.models[model.name] = model
+        for found in await loading.load(rows, self._read):
+            if isinstance(found, str):
+                self.warnings.append(found)
+            else:
+                self.models[found.name] = found
         for name in set(self.secrets.models()) - {row.name for row in rows}:
             self.warnings.append(
                 f"{self.secrets.path(name)} has secrets, but no model {name!r} is registered; delete it"
@@ -205,6 +195,24 @@ class Catalog:
         self._refresh_warnings()
         for warning in self.warnings:
             log.warning("%s", warning)
+
+    def _read(self, row: StoredModel, answers: bool) -> Model | str:
+        """A row as a model, or why it cannot be one; blocking. Unless its file system `answers`, it is what its unit file
+        says."""
+        try:
+            if row.settings is None:
+                raise InvalidConfig("its settings are no JSON object")
+            settings = stored_settings(row.settings)
+            known, problem = self._secrets_of(check_name(row.name))
+            try:
+                if not answers:
+                    raise InvalidConfig(renewal.NO_ANSWER)
+                definition, broken = self._definer.define(row.name, settings, known, check=False), ""
+            except InvalidConfig as e:
+                definition, broken = renewal.stand_in(row.name, settings, known, self._scope), str(e)
+            return Model(row.name, definition, secrets_problem=problem, backend_problem=broken)
+        except (CortexError, ValueError) as e:
+            return f"model {row.name!r} in the database cannot be read and is left alone: {e}"
 
     async def _settle_limits(self) -> None:
         """Finish the changes of limits in which a daemon was killed."""

@@ -7,9 +7,10 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from cortexd.backends import Backend
-from cortexd.backends.base import is_reference
+from cortexd.backends.base import is_reference, opened
 from cortexd.errors import InvalidConfig
 from cortexd.kinds import INFINITY, looks_secret, redacted, size_text
 from cortexd.model import ModelSpec
@@ -29,8 +30,9 @@ def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
     backend.check_reference(spec.path)
     if not is_reference(spec.path):
         path = Path(spec.path)
-        if path.is_relative_to(scope.data):
-            raise InvalidConfig(f"path={spec.path!r}: lies in {scope.data}, which no model may see; move it elsewhere")
+        for hidden in (scope.data, scope.unit_folder, *([scope.runtime] if scope.runtime else [])):
+            if path.is_relative_to(hidden):
+                raise InvalidConfig(f"path={spec.path!r}: lies in {hidden}, which no model may see; move it elsewhere")
         if not _exists(path):
             raise InvalidConfig(
                 f"path={spec.path!r}: does not exist; give a file or folder, or a reference such as org/name"
@@ -41,7 +43,11 @@ def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
         )
     check_host(spec.host)
     if spec.health.endpoint and not re.fullmatch(r"/[!-~]*", spec.health.endpoint):
-        raise InvalidConfig(f"health.endpoint={spec.health.endpoint!r}: must be a path that begins with /")
+        fault = "must begin with /"
+        if spec.health.endpoint.startswith("/"):
+            odd = re.findall(r"[^!-~]", spec.health.endpoint)[0]
+            fault = f"has the character {odd!r}, which no URL has; write it as {quote(odd)}"
+        raise InvalidConfig(f"health.endpoint={spec.health.endpoint!r}: {fault}")
     if spec.limits.memory_high > spec.limits.memory:
         raise InvalidConfig(
             f"MemoryHigh={size_text(spec.limits.memory_high)}: is above memory={size_text(spec.limits.memory)}; lower it"
@@ -52,10 +58,8 @@ def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
             "lower it, or raise the interval"
         )
     for folder in spec.hardening.read_write_paths:
-        if Path(folder).is_relative_to(scope.data) or scope.data.is_relative_to(folder):
-            raise InvalidConfig(
-                f"ReadWritePaths={folder!r}: would open {scope.data}, which no model may see; leave it out"
-            )
+        if ours := opened(folder, scope):
+            raise InvalidConfig(f"ReadWritePaths={folder!r}: would open {ours}, which no model may see; leave it out")
     for assignment in spec.env:
         _check_folder(*assignment.partition("=")[::2], scope)
     backend.check(spec)
@@ -67,8 +71,8 @@ def _check_folder(variable: str, value: str, scope: Scope) -> None:
         return
     if not value.startswith("/") or ".." in value.split("/"):
         raise InvalidConfig(f"env={variable + '=' + value!r}: give an absolute path without '..'")
-    if Path(value).is_relative_to(scope.data) or scope.data.is_relative_to(value):
-        raise InvalidConfig(f"env={variable + '=' + value!r}: would open {scope.data}, which no model may see")
+    if ours := opened(value, scope):
+        raise InvalidConfig(f"env={variable + '=' + value!r}: would open {ours}, which no model may see")
 
 
 def _exists(path: Path) -> bool:

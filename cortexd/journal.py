@@ -9,7 +9,10 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+
+from cortexd import bounded
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +23,8 @@ KEEP_FILES = 10
 
 _DEADLINE = 5.0  # seconds to wait for the journal, which gets its lines a moment late
 _POLL = 0.1
+_MAX_READ = 16 * 1024 * 1024
+"""Bytes: more than so many lines of the manager's, or 200 of a server's."""
 
 
 async def save_run(folder: Path, model: str, invocation_id: str, began: int) -> Path | None:
@@ -60,38 +65,67 @@ async def read_run(model: str, invocation_id: str, began: int) -> bytes:
     return await _run(["--output=short-iso", since, *matches])
 
 
+class What(StrEnum):
+    """What the user's manager says of a run. It says nothing of one that ended well."""
+
+    BEGAN = "began"
+    READY = "ready"
+    FAILED = "failed"
+    AGAIN = "again"
+    """The run is over and systemd starts the next one by itself."""
+
+
 @dataclass(frozen=True, slots=True)
-class End:
-    """A run's end as the user's manager told it. `time`: microseconds since the epoch."""
+class Entry:
+    """One word of the user's manager about a run. `time`: microseconds since the epoch; `result`: systemd's, where it
+    failed."""
 
     unit: str
     run: str
     time: int
-    message: str
+    what: What
+    result: str = ""
 
 
-_END_MESSAGES = ("7ad2d189f7e94e70a38c781354912448", "d9b373ed55a64feb8242e02dbe79a49c")
-"""systemd's message ids of a unit that ended well or failed (sd-messages.h)."""
+_MESSAGES = {
+    "7d4958e842da4a758f6c1cdc7b36dcc5": What.BEGAN,
+    "39f53479d3a045ac8e11786248231fbf": What.READY,
+    "d9b373ed55a64feb8242e02dbe79a49c": What.FAILED,
+    "5eb03494b6584870a536b337290809b3": What.AGAIN,
+}
+"""systemd's message ids (sd-messages.h)."""
 
-_MAX_ENDS = 10_000
+_RESULTS = frozenset(
+    (
+        "exit-code", "signal", "core-dump", "timeout", "oom-kill", "protocol", "resources", "watchdog", "start-limit-hit",
+        "exec-condition",
+    )
+)  # fmt: skip
+"""systemd's results of a run that failed (systemd.service(5))."""
+
+_BY_MANAGER = "_SYSTEMD_USER_UNIT=init.scope"
+"""The user's manager is in a control group of its own, which journald tells by itself: a model can send every other field
+that systemd's lines have."""
+
+_MAX_ENTRIES = 20_000
 
 
-async def ends(since: int) -> list[End]:
-    """How runs ended since then (microseconds since the epoch), oldest first, of all units that the journal tells of."""
-    matches = [*(f"MESSAGE_ID={number}" for number in _END_MESSAGES), f"_UID={os.getuid()}"]
-    fields = "USER_UNIT,USER_INVOCATION_ID,MESSAGE,UNIT_RESULT"
-    form = ["--output=json", f"--output-fields={fields}", f"--lines={_MAX_ENDS}"]
+async def runs(since: int) -> list[Entry]:
+    """What the manager has said of runs since then (microseconds since the epoch), oldest first, of all units."""
+    matches = [*(f"MESSAGE_ID={number}" for number in _MESSAGES), f"_UID={os.getuid()}", _BY_MANAGER]
+    fields = "USER_UNIT,USER_INVOCATION_ID,MESSAGE_ID,UNIT_RESULT"
+    form = ["--output=json", f"--output-fields={fields}", f"--lines={_MAX_ENTRIES}"]
     text = await _run([*form, f"--since=@{since / 1e6:.6f}", *matches])
     found = []
     for line in text.splitlines():
         try:
             entry = json.loads(line)
+            what = _MESSAGES[entry["MESSAGE_ID"]]
             unit, run = str(entry["USER_UNIT"]), str(entry["USER_INVOCATION_ID"])
-            result = (
-                f"it ended with the result {entry['UNIT_RESULT']!r}" if "UNIT_RESULT" in entry else "it ended by itself"
-            )
-            found.append(End(unit, run, int(entry["__REALTIME_TIMESTAMP"]), result))
-        except (KeyError, TypeError, ValueError):
+            result = str(entry.get("UNIT_RESULT", ""))
+            result = result if result in _RESULTS else ""
+            found.append(Entry(unit, run, int(entry["__REALTIME_TIMESTAMP"]), what, result))
+        except (AttributeError, KeyError, TypeError, ValueError):
             continue
     return found
 
@@ -102,23 +136,14 @@ async def _journalctl(field: str, *matches: str) -> bytes:
 
 
 async def _run(arguments: Sequence[str]) -> bytes:
+    command = ("journalctl", "--quiet", "--no-pager", *arguments)
     try:
-        process = await asyncio.create_subprocess_exec(
-            "journalctl", "--quiet", "--no-pager", *arguments,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+        return await bounded.printed(*command, seconds=_DEADLINE, limit=_MAX_READ)
+    except TimeoutError:
+        log.warning("the journal cannot be read: journalctl did not end within %g s", _DEADLINE)
     except OSError as e:
         log.warning("the journal cannot be read: journalctl cannot be run: %s", e)
-        return b""
-    try:
-        async with asyncio.timeout(_DEADLINE):
-            return (await process.communicate())[0]
-    except TimeoutError:
-        return b""
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+    return b""
 
 
 def _write(folder: Path, invocation_id: str, text: bytes) -> Path:

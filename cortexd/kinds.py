@@ -42,7 +42,7 @@ _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENT
 # Prefixes that services give their keys, so that leaked ones are found: Hugging Face, OpenAI and its like, GitHub, GitLab,
 # Slack, AWS; and JSON Web Tokens.
 _SECRET_VALUE = re.compile(
-    r"(?<![A-Za-z0-9])(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|AKIA|eyJ[A-Za-z0-9_-]+\.eyJ)[A-Za-z0-9_.-]{12,}"
+    r"(?<![A-Za-z0-9])(hf_|sk-|gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|AKIA|eyJ[A-Za-z0-9_-]{1,500}\.eyJ)[A-Za-z0-9_.-]{12,}"
 )
 _SECRET_ARGUMENT = re.compile(r"""((?:key|token|secret|passw(?:or)?d)["']?(?:\s+|=)["']?)[^\s"']+""", re.IGNORECASE)
 
@@ -228,15 +228,17 @@ def _parse_environment(raw: object) -> Value:
     names = []
     for item in items:
         name, sign, _ = item.partition("=")
+        if not sign and _VARIABLE.fullmatch(name) and name.isupper():  # any other may be a part of a value
+            raise ValueError(f"{name[:40]} has no value; use {name[:40]}=VALUE, with quotes around a value that has blanks")
         if not sign:
             raise ValueError("use KEY=VALUE, separated by blanks; quote a value that has some")
         if not _VARIABLE.fullmatch(name):
             raise ValueError(f"{name[:40]!r} is no name of a variable; use letters, digits and _")
         if is_systemds_variable(name):
             raise ValueError(f"{name} is systemd's own; leave it out")
+        if name in names:
+            raise ValueError(f"names the variable {name[:40]} twice; leave one of the two out")
         names.append(name)
-    if len(set(names)) != len(names):
-        raise ValueError("names a variable twice")
     if sum(map(len, items)) > 65536 // 2:
         raise ValueError("is longer than 32768 characters")
     return tuple(items)

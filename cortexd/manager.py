@@ -373,8 +373,9 @@ class Manager:
         if not model.endpoint:
             raise InvalidConfig(f"health.endpoint: model {name!r} has none to ask; set it with 'cortexctl set'")
         state = self.view(name).judgement.state
-        if state is State.RESTARTING or not self._systemd.cached(model.unit).running:
-            # Whoever answers there is not this model.
+        unit = self._systemd.cached(model.unit)
+        if unit.active_state != "active" and unit.sub_state != "start-post":
+            # It has no process, or none that is a server yet: whoever answers there is not this model.
             return Probe(outcome=Outcome.NOT_RUNNING, reason=f"it is {state}")
         return await self._prober.probe(await self._observer.door.server(model), spec.health.timeout)
 

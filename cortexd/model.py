@@ -140,7 +140,7 @@ class HealthPolicy:
     startup_stall: float = _setting(
         kinds.SECONDS,
         120.0,
-        "without a sign of progress before a start is given up",
+        "without a sign of progress before a start is given up; below 15, log lines and GPU memory come too late to count",
         "health.startup_stall_seconds",
     )
 
@@ -287,13 +287,26 @@ def parse_settings(raw: Mapping[str, object]) -> dict[str, Value | None]:
         if isinstance(value, str) and (name, value) in _WORDS:
             parsed[name] = _WORDS[name, value]
             continue
-        try:
-            parsed[name] = setting.kind.parse(value)
-        except ValueError as e:
-            shown = "…" if setting.kind is kinds.ENVIRONMENT else kinds.redacted(repr(value))
-            shown = shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "…"
-            raise InvalidConfig(f"{name}={shown}: {e}") from None
+        parsed[name] = _parsed(setting, value)
     return parsed
+
+
+def stored_settings(raw: Mapping[str, object]) -> dict[str, Value]:
+    """What was asked for, as `parse_settings` made it and a database or a unit file has kept it: here an empty text is a
+    value of its own, and no word stands for another. Raises InvalidConfig."""
+    for name in raw:
+        if name not in SETTINGS:
+            raise InvalidConfig(_unknown(name))
+    return {name: _parsed(SETTINGS[name], value) for name, value in raw.items()}
+
+
+def _parsed(setting: Setting, value: object) -> Value:
+    try:
+        return setting.kind.parse(value)
+    except ValueError as e:
+        shown = "…" if setting.kind is kinds.ENVIRONMENT else kinds.redacted(repr(value))
+        shown = shown if len(shown) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "…"
+        raise InvalidConfig(f"{setting.name}={shown}: {e}") from None
 
 
 def _unknown(name: str) -> str:

@@ -19,7 +19,7 @@ from cortexd.health.monitor import Monitor, Watched
 from cortexd.health.policy import Change, Decision, HealthState, Verdict
 from cortexd.health.probe import Prober
 from cortexd.history import history
-from cortexd.missed import missed_ends
+from cortexd.missed import missed_runs
 from cortexd.names import model_name
 from cortexd.registered import Model, Serving
 from cortexd.restarts import Restarts
@@ -74,14 +74,17 @@ class Observer:
         found = [(model, self._systemd.cached(model.unit)) for model in self._catalog.models.values()]
         self._seen = {model.name: unit for model, unit in found}
         self._systemd.listen(self._on_unit)  # now: from here on others have their turn
-        for event in await missed_ends(found, self._store):
-            log.warning("%s: %s", event.model, event.message)
+        for event in await missed_runs(found, self._store):
+            log.log(_LEVELS[event.priority], "%s: %s", event.model, event.message)
             await self._add(event)
         for model, unit in found:
-            if unit.running and not unit.sub_state.startswith("auto-restart"):
-                await self._adopt(model, unit)
-            elif unit.invocation_id:
-                await self._catch_up(model, unit)
+            now = self._seen.get(model.name, unit)
+            if (now.invocation_id, now.active_state) != (unit.invocation_id, unit.active_state):
+                pass  # it has changed meanwhile, and that was told
+            elif now.running and not now.sub_state.startswith("auto-restart"):
+                await self._adopt(model, now)
+            elif now.invocation_id:
+                await self._catch_up(model, now)
             loads = await history(self._store, model.name, ["ready"], _LOADS)
             model.loads = tuple(float(e.details["seconds"]) for e in loads if "seconds" in e.details)
             await asyncio.gather(*self._writing)
@@ -245,7 +248,8 @@ class Observer:
             elif event.kind == "ready" and "seconds" in event.details:
                 model.loads = (*model.loads, event.details["seconds"])[-_LOADS:]
             if event.kind in _ENDED_BADLY and event.priority is not Priority.INFO:
-                _spawn(self._tasks, self._diagnoser.ended(model, new, event.priority))
+                if event.invocation_id == new.invocation_id:  # else its end was not seen, nor what it was like
+                    _spawn(self._tasks, self._diagnoser.ended(model, new, event.priority))
                 _spawn(self._writing, self._failed(model, new, event))
             else:
                 self._write(event)

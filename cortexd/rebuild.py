@@ -10,7 +10,7 @@ from pathlib import Path
 from cortexd.errors import CortexError
 from cortexd.events import Event, Priority
 from cortexd.kinds import Value
-from cortexd.model import parse_settings
+from cortexd.model import stored_settings
 from cortexd.names import check_name, model_name
 from cortexd.store import Store
 from cortexd.units import files
@@ -49,7 +49,6 @@ def _models(folder: Path) -> Iterator[tuple[str, dict[str, Value]]]:
         if raw is None:
             continue
         try:
-            settings = {key: value for key, value in parse_settings(raw).items() if value is not None}
-            yield check_name(name), settings
+            yield check_name(name), stored_settings(raw)
         except CortexError as e:
             log.warning("%s cannot be registered again: %s", path, e)

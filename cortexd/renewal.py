@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from cortexd.backends import Backend, backend_of
 from cortexd.backends.standin import StandIn
+from cortexd.bounded import in_thread
 from cortexd.errors import InvalidConfig
 from cortexd.kinds import Value
 from cortexd.model import build_spec
@@ -21,6 +23,10 @@ from cortexd.scope import Scope
 from cortexd.secrets import Known
 from cortexd.units import files
 from cortexd.units.render import probe_address
+
+NO_ANSWER = "path: its file system does not answer; check the mount"
+_SECONDS = 2.0
+"""For a look at a model's files, which may lie where nobody answers."""
 
 Define = Callable[[Model], Definition]
 """Makes a model's definition anew from its settings. Raises InvalidConfig."""
@@ -48,25 +54,26 @@ async def see(models: Iterable[Model], define: Define, scope: Scope) -> Iterator
     names = {model.spec.backend for model in models}
     current = await asyncio.to_thread(lambda: {name: _backend_or_problem(name, scope) for name in names})
     before = [model.outdated for model in models]
-    for model in models:
-        # It may have another backend by now.
-        if found := current.get(model.spec.backend):
-            _note(model, found, define)
+    # Each may have another backend by now.
+    found = [(model, current.get(model.spec.backend)) for model in models]
+    await asyncio.gather(*(_note(model, backend, define) for model, backend in found if backend))
     return (model.name for model, was in zip(models, before, strict=True) if model.outdated != was)
 
 
-def _note(model: Model, found: Backend | str, define: Define) -> None:
-    model.backend_problem, model.backend_changed = "", False
-    if found is model.definition.backend:
+async def _note(model: Model, found: Backend | str, define: Define) -> None:
+    old, new, problem = model.definition, model.definition, ""
+    if found is not old.backend:
+        try:
+            if isinstance(found, str):
+                raise InvalidConfig(found)
+            new = await in_thread(_SECONDS, partial(define, model))
+        except TimeoutError:
+            problem = NO_ANSWER
+        except InvalidConfig as e:
+            problem = str(e)
+    if model.definition is not old:  # it was made anew meanwhile
         return
-    try:
-        if isinstance(found, str):
-            raise InvalidConfig(found)
-        new = define(model)
-    except InvalidConfig as e:
-        model.backend_problem = str(e)
-        return
-    model.backend_changed = new.text != model.definition.text
+    model.backend_problem, model.backend_changed = problem, new.text != old.text
     if not model.backend_changed:
         model.definition = new
 

@@ -27,9 +27,7 @@ class Restarts:
     is what it finds, or after it.
     """
 
-    def __init__(
-        self, catalog: Catalog, store: Store, systemd: Systemd, on_change: Callable[[str], None]
-    ) -> None:
+    def __init__(self, catalog: Catalog, store: Store, systemd: Systemd, on_change: Callable[[str], None]) -> None:
         self._catalog, self._store, self._systemd, self._on_change = catalog, store, systemd, on_change
 
     async def load(self, model: Model) -> None:

@@ -25,6 +25,10 @@ def transitions(model: str, old: UnitState, new: UnitState, ending: Ending) -> I
         return Event(model=model, kind=kind, message=message, priority=priority, invocation_id=run or new.invocation_id)
 
     new_run = bool(new.invocation_id) and new.invocation_id != old.invocation_id
+    unseen = new_run and old.running and not old.sub_state.startswith("auto-restart")
+    if unseen and new.n_restarts > old.n_restarts and not explained:
+        message = "it ended, which nobody saw; systemd has started it again"
+        yield event("ended", message, Priority.WARNING, run=old.invocation_id)
     if new_run:
         yield replace(
             event("run", f"run begins (process {new.main_pid})" if new.main_pid else "run begins"),

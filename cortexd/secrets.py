@@ -63,7 +63,7 @@ def check_value(value: bytes) -> str:
     if not value:
         raise InvalidConfig("value: is empty; 'cortexctl secret unset' removes a secret")
     if len(value) > MAX_VALUE:
-        raise InvalidConfig(f"value: is {len(value)} bytes long; at most {MAX_VALUE} are possible")
+        raise InvalidConfig(f"value: is longer than the {MAX_VALUE} bytes that are possible; give a shorter one")
     try:
         text = value.decode()
     except UnicodeDecodeError:

@@ -58,8 +58,8 @@ def test_assignments(raw: object, value: Value) -> None:
 @pytest.mark.parametrize(
     ("raw", "says"),
     [
-        ("A", "KEY=VALUE"), ("=x", "no name of a variable"), ("1A=x", "no name of a variable"), ("A-B=x", "no name"), ("É=x", "no name"),
-        ("A=1 A=2", "twice"), ("A='x", "blanks"), ("A=x\ny", "control character"), (["A=\0"], "control"), ([1], "text"), (7, "text"),
+        ("A", "^A has no value; use A=VALUE"), ("x y", "^use KEY=VALUE"), ("=x", "no name of a variable"), ("1A=x", "no name of a variable"), ("A-B=x", "no name"), ("É=x", "no name"),
+        ("B=0 A=1 A=2", "variable A twice"), ("A='x", "blanks"), ("A=x\ny", "control character"), (["A=\0"], "control"), ([1], "text"), (7, "text"),
         ("NOTIFY_SOCKET=/x", "systemd's own"), ("LISTEN_FDS=3", "systemd's own"), ([f"A{n}={'x' * 4000}" for n in range(9)], "longer than"),
     ],
 )  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cortexd import gpus, startup
+from cortexd.model import SETTINGS
 from cortexd.names import hint_folder
 from cortexd.startup import Sample, Startups, compare, read_processes, touch
 from cortexd.systemd.protocol import UnitState
@@ -19,6 +20,13 @@ from tests.support.fixtures import Daemon
 from tests.support.wait import aio_until, until
 
 MIB = 1 << 20
+
+
+def test_the_setting_says_below_which_time_no_look_counts() -> None:
+    """Two looks at the log, and the time for what they run."""
+    row = SETTINGS["health.startup_stall_seconds"]
+    assert row.default is not None and float(str(row.default)) > startup.PERIOD * startup._SLOW_PERIOD * 2
+    assert "below 15" in row.doc and startup.PERIOD * startup._SLOW_PERIOD + startup._DEADLINE < 15
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def backend_of(name: str, scope: Scope) -> Backend:
         known = ", ".join(dict.fromkeys([*BACKENDS, *(n for n, _ in library.names(scope) if library.possible(n))]))
         remedy = f"use one of {known}"
         if library.possible(name):
-            where = " or ".join(str(folder) for folder in library.folders(scope))
+            where = " or ".join(str(folder) for folder in scope.backend_folders)
             remedy += f", or put the file {name}{library.SUFFIX} in {where}"
         raise InvalidConfig(f"backend={name!r}: {remedy}")
     return found
@@ -58,16 +58,19 @@ def list_backends(scope: Scope) -> Iterator[Listed]:
     for name, backend in BACKENDS.items():
         yield Listed(name, _DESCRIPTIONS[name], "built-in", backend)
     for name, path in library.names(scope):
+        listed = name
         if name in BACKENDS:
+            listed = path.name  # two of one name would be one to those who look for it
             problem = f"{path}: {name} is built in and cannot be redefined; give the file another name"
         elif not library.possible(name):
             problem = f"{path}: the name must be small letters, digits and . _ - only, 64 at most; rename the file"
         else:
             try:
                 custom = library.load(path)
+                custom.check_folders(scope)
             except InvalidConfig as e:
                 problem = str(e)
             else:
                 yield Listed(name, custom.form.description, str(path), custom)
                 continue
-        yield Listed(name, "", str(path), None, problem)
+        yield Listed(listed, "", str(path), None, problem)

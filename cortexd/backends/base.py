@@ -5,6 +5,7 @@ Flags, signals and writable folders are those of the programs' own documentation
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -69,6 +70,17 @@ class LaunchPlan:
     """The variable from which it reads the key that its clients have to give; empty where it has none."""
     engine: EngineProbe | None = None
     activity: Activity | None = None
+
+
+def opened(folder: str, scope: Scope) -> str:
+    """Which of the folders that no model may write would be open to one that may write `folder`: what could change a unit or a
+    command line, or holds others' secrets. Empty where none."""
+    folder = "/" + os.path.normpath(folder).lstrip("/")
+    for ours in map(str, (scope.data, scope.unit_folder, *scope.backend_folders)):
+        # As texts, since every model of 1,000 is defined anew when the daemon starts.
+        if f"{folder}/".startswith(f"{ours}/") or f"{ours}/".startswith(f"{folder.rstrip('/')}/"):
+            return ours
+    return ""
 
 
 class Backend(ABC):
@@ -202,6 +214,20 @@ def path_environment(spec: ModelSpec) -> dict[str, str]:
     if ":" in folder or folder in _SYSTEM_PATH.split(":"):
         return {}
     return {"PATH": f"{folder}:{_SYSTEM_PATH}"}
+
+
+def packages(program: Path, pattern: str) -> list[Path]:
+    """What a program's own Python environment has installed."""
+    return list(program.absolute().parent.parent.glob(f"lib*/python3*/*-packages/{pattern}"))
+
+
+_FIRST_PORT, _LAST_PORT = 1024, 32768
+"""Unprivileged, and below the kernel's ephemeral range."""
+
+
+def port_beside(port: int, distance: int) -> int:
+    """Another port that goes with this one and no other."""
+    return _FIRST_PORT + (port - _FIRST_PORT + distance) % (_LAST_PORT - _FIRST_PORT)
 
 
 def flag_of(word: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 from pathlib import Path
 
 from cortexd.backends import template
@@ -19,9 +18,12 @@ from cortexd.backends.base import (
     hub_cache,
     is_reference,
     local_model,
+    opened,
+    packages,
     path_environment,
 )
 from cortexd.backends.form import Form, body_text
+from cortexd.backends.gguf import first_bytes
 from cortexd.errors import InvalidConfig
 from cortexd.kinds import Value
 from cortexd.model import ModelSpec
@@ -61,7 +63,7 @@ class CustomBackend(Backend):
             return super().find(search_path)
         for name in ("python", "python3"):
             python = shutil.which(name, path=search_path)
-            if python and _has_package(Path(python).absolute(), self.form.python_package):
+            if python and packages(Path(python), self.form.python_package):
                 return str(Path(python).absolute())
         return None
 
@@ -104,7 +106,7 @@ class CustomBackend(Backend):
         if not self.form.magic:
             return
         try:
-            begin = _begin(path, len(self.form.magic))
+            begin = first_bytes(path, len(self.form.magic))
         except OSError as e:
             raise InvalidConfig(f"path={str(path)!r}: {e.strerror}; check the file and its mode") from None
         if begin != self.form.magic:
@@ -137,26 +139,19 @@ class CustomBackend(Backend):
             activity=Activity(form.activity_path, form.activity_counters) if form.activity_path else None,
         )
 
+    def check_folders(self, scope: Scope) -> None:
+        """Refuse folders that no model of it could have, whatever its name: InvalidConfig."""
+        values = {"home": str(scope.home), "cache": str(scope.cache), "name": "{name}"}
+        for key in ("writes", "reads"):
+            for text in getattr(self.form, key):
+                self._opened(key, text, values, scope)
+
     def _opened(self, key: str, text: str, values: dict[str, str], scope: Scope) -> Path:
         """What the server may read or write. What could change a unit or a command line, or holds others' secrets, is not."""
         text_of = "{home}" + text[1:] if text.startswith("~/") else text
         folder = "/" + os.path.normpath(template.fill(text_of, values)).lstrip("/")
-        for ours in map(str, (scope.data, scope.unit_folder, *scope.backend_folders)):
-            # As texts, since every model of 1,000 is defined anew when the daemon starts.
-            if f"{folder}/".startswith(f"{ours}/") or f"{ours}/".startswith(f"{folder.rstrip('/')}/"):
-                raise InvalidConfig(
-                    f"{self.source}: {key}={text!r}: would open {ours}, which no model may see; name another folder"
-                )
+        if ours := opened(folder, scope):
+            raise InvalidConfig(
+                f"{self.source}: {key}={text!r}: would open {ours}, which no model may see; name another folder"
+            )
         return Path(folder)
-
-
-def _has_package(python: Path, package: str) -> bool:
-    return any(python.parent.parent.glob(f"lib*/python3*/*-packages/{package}"))
-
-
-def _begin(path: Path, size: int) -> bytes:
-    """The first bytes of a regular file; of anything else none. Raises OSError."""
-    # A FIFO would let us wait for ever.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(size) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""

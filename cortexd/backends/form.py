@@ -18,11 +18,11 @@ from typing import Any
 from cortexd.backends import template
 from cortexd.backends.table import Table
 from cortexd.errors import InvalidConfig
+from cortexd.kinds import is_systemds_variable, looks_secret
 from cortexd.model import SETTINGS
 
 _ENDPOINT = re.compile(r"/[!-~]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD)$", re.IGNORECASE)
 _PACKAGE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _METRIC = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]*")
 _FLAG = re.compile(r"-[!-~]+")
@@ -102,8 +102,10 @@ def _form(table: Table) -> Form:
     description = table.text("description", check=_not_empty)
     executables = table.texts("executables", _program)
     package = table.text("python_package", "", _matches(_PACKAGE, "must be a package's name, such as sglang"))
-    if bool(executables) == bool(package):
+    if executables and package:
         raise table.wrong("executables", list(executables), "give either this or python_package, and not both")
+    if not executables and not package:
+        raise table.wrong("executables", [], "no program is named; name one here, or give python_package")
     quantizations = table.texts("quantizations", _not_empty)
     tasks_max = table.whole("tasks_max", 0, 1, 1_000_000)
     per_gpu = table.whole("tasks_max_per_gpu", 0, 1, 100_000)
@@ -273,7 +275,9 @@ _flag = _matches(_FLAG, "must be an option such as --host")
 
 def _setting_variable(text: str) -> None:
     _variable(text)
-    if _SECRET.search(text):
+    if is_systemds_variable(text):
+        raise ValueError("is systemd's own; leave it out")
+    if looks_secret(text, "a value"):
         raise ValueError(
             f"a secret does not belong in a file that units are made of; use 'cortexctl secret set MODEL {text[:60]}'"
         )

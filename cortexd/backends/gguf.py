@@ -11,14 +11,18 @@ from cortexd.errors import InvalidConfig
 _MAGIC = b"GGUF"
 
 
+def first_bytes(path: Path, size: int) -> bytes:
+    """The first bytes of a regular file; of anything else none. Raises OSError."""
+    # A FIFO would let us wait for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(size) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+
+
 def check_gguf(path: Path) -> None:
     """Refuse a local path that is no GGUF file: InvalidConfig."""
     try:
-        # A FIFO would let us wait for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            magic = file.read(len(_MAGIC)) if regular else b""
+        magic = first_bytes(path, len(_MAGIC))
     except OSError as e:
         raise InvalidConfig(f"path={str(path)!r}: {e.strerror}; give the path of a GGUF file") from None
     if magic != _MAGIC:

@@ -72,9 +72,11 @@ class Table:
         return found
 
     def whole(self, key: str, default: int, low: int, high: int) -> int:
-        """A whole number within bounds."""
-        value = self.take(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or (value != default and not low <= value <= high):
+        """A whole number within bounds; the default, where it is not there, may lie outside."""
+        if key not in self.rest:
+            return int(self.take(key, default))
+        value = self.take(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise self.wrong(key, value, f"must be a whole number from {low} to {high}")
         return value
 

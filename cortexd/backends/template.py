@@ -5,22 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from cortexd.backends.base import is_reference
+from cortexd.backends.base import is_reference, port_beside
 from cortexd.model import ModelSpec
 from cortexd.scope import Scope
 
 _TOKEN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-_FIRST_PORT, _LAST_PORT = 1024, 32768
-"""Unprivileged, and below the kernel's ephemeral range."""
 
 
 def _address(spec: ModelSpec) -> str:
     host = f"[{spec.host}]" if ":" in spec.host else spec.host
     return f"{host}:{spec.port}"
-
-
-def _side_port(port: int) -> int:
-    return _FIRST_PORT + (port - _FIRST_PORT + 10_000) % (_LAST_PORT - _FIRST_PORT)
 
 
 PLACEHOLDERS: Mapping[str, tuple[str, Callable[[ModelSpec, Scope], str]]] = {
@@ -32,7 +26,7 @@ PLACEHOLDERS: Mapping[str, tuple[str, Callable[[ModelSpec, Scope], str]]] = {
     "address": ("host and port in one word: 127.0.0.1:8000, [::1]:8000", lambda spec, scope: _address(spec)),
     "side_port": (
         "a second port, for metrics and the like, that goes with this model's port and no other",
-        lambda spec, scope: str(_side_port(spec.port)),
+        lambda spec, scope: str(port_beside(spec.port, 10_000)),
     ),
     "max_model_len": ("context length in tokens", lambda spec, scope: str(spec.max_model_len)),
     "tensor_parallel": ("GPUs that share the model", lambda spec, scope: str(spec.tensor_parallel)),

@@ -17,6 +17,7 @@ from cortexd.backends.base import (
     hub_cache,
     local_model,
     path_environment,
+    port_beside,
 )
 from cortexd.errors import InvalidConfig
 from cortexd.kinds import Value
@@ -37,11 +38,6 @@ _VARIABLES = """
     TOKENIZER_CONFIG_PATH TRUST_REMOTE_CODE USAGE_STATS VALIDATION_WORKERS WAITING_SERVED_RATIO WATERMARK_DELTA
     WATERMARK_GAMMA WEIGHTS_CACHE_OVERRIDE
 """
-
-
-def _beside(port: int, distance: int) -> int:
-    """Another port that goes with this one and no other below the kernel's ephemeral range (32768 and up)."""
-    return 1024 + (port - 1024 + distance) % (32768 - 1024)
 
 
 class Tgi(Backend):
@@ -98,7 +94,8 @@ class Tgi(Backend):
         argv += ["--num-shard", str(spec.tensor_parallel)]
         argv += ["--max-input-tokens", str(spec.max_model_len - 1), "--max-total-tokens", str(spec.max_model_len)]
         argv += ["--cuda-memory-fraction", f"{spec.gpu_memory_utilization:g}"]
-        argv += ["--prometheus-port", str(_beside(spec.port, 10000)), "--master-port", str(_beside(spec.port, 20000))]
+        argv += ["--prometheus-port", str(port_beside(spec.port, 10_000))]
+        argv += ["--master-port", str(port_beside(spec.port, 20_000))]
         argv += ["--shard-uds-path", f"/tmp/cortex-{spec.name}-{spec.port}"]
         caches = hub_cache(scope)
         # The router and the launcher know only this older name for it.

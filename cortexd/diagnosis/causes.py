@@ -8,7 +8,7 @@ literal text and has no unbounded repetition: time grows with the length of a li
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 MAX_LINE = 1000
@@ -488,8 +488,3 @@ def _best(newest_first: list[str], settings: dict[str, str]) -> Match | None:
                     line,
                 )
     return None
-
-
-def causes() -> Iterator[str]:
-    """Every cause that a log can name."""
-    return iter(dict.fromkeys(pattern.cause for pattern in PATTERNS))

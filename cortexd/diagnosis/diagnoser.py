@@ -148,6 +148,8 @@ class Diagnoser:
             cause = explain(await self._evidence(model, unit, text))
         if cause is None:
             cause = _from_events(model.name, [event for event in history if event.invocation_id == run])
+        if model.gave_up:
+            return _given_up(model.gave_up, cause)
         if state is State.RESTARTING:
             return replace(cause, sentence=f"{cause.sentence}; systemd starts it again")
         return cause
@@ -181,6 +183,17 @@ class Diagnoser:
             memory=self._memory.seen(run),
             lines=parse_log(text),
         )
+
+
+def _given_up(why: str, last: Cause) -> Cause:
+    """The cause of a model that failed too often, whose last run failed so: what is known of that one is the better word."""
+    times, _, rest = why.partition(", the last: ")
+    ends = rest.rpartition("; ")[2] if rest else ""
+    if last.cause == "stopped" or not ends:  # what stopped it was cortexd itself
+        return replace(last, cause="crash-loop", sentence=why, remedy="'cortexctl events' shows how each run ended")
+    vague = last.cause in ("unknown", "crashed", "exited", "killed")
+    word = "crash-loop" if vague else last.cause
+    return replace(last, cause=word, sentence=f"{times}, the last: {last.sentence}; {ends}")
 
 
 def _cause_in(events: list[Event], run: str) -> Cause | None:

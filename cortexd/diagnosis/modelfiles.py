@@ -18,7 +18,7 @@ from cortexd.diagnosis import gguf
 
 _MAX_HEADER = 100_000_000  # bytes; safetensors' own limit for its header
 _READ_HEADER = 16 << 20  # bytes of it that are parsed here; one of more is only weighed
-_MAX_INDEX = 64 << 20
+_MAX_INDEX = 4 << 20  # bytes that are parsed; a model of a larger one is only weighed
 _MAX_FILES = 4096
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
@@ -223,14 +223,16 @@ def _end(entry: object) -> int:
 
 
 def _indexed(path: Path) -> set[str]:
-    """The files that an index names. Raises OSError, ValueError."""
+    """The files that an index names; none where it is too large to be parsed. Raises OSError, ValueError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError
         text = file.read(_MAX_INDEX + 1)
+    if len(text) > _MAX_INDEX:
+        return set()
     try:
-        found = json.loads(text) if len(text) <= _MAX_INDEX else None
+        found = json.loads(text)
     except RecursionError:
         raise ValueError from None
     weights = found.get("weight_map") if isinstance(found, dict) else None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cortexd.backends import BACKENDS
 from cortexd.diagnosis import causes
 from cortexd.diagnosis.evidence import Evidence, Line, masked
 from cortexd.diagnosis.finding import plain
@@ -233,9 +234,19 @@ def _printed(e: Evidence) -> Cause | None:
     return Cause(
         cause=found.cause,
         sentence=plain(masked(found.sentence), _MAX_TEXT),
-        remedy=plain(found.remedy, _MAX_TEXT),
+        remedy=plain(found.remedy if found.cause != "bad-option" else _correct_option(e, found.remedy), _MAX_TEXT),
         evidence=evidence,
     )
+
+
+def _correct_option(e: Evidence, added_by_hand: str) -> str:
+    """Where a wrong option can come from: what stands in extra_args, else the backend's own command."""
+    backend = e.spec.backend
+    if e.spec.extra_args:
+        return added_by_hand
+    if backend in BACKENDS:
+        return _remedy(e, f"install a version of {backend} that has it, or name one: 'cortexctl set {{name}} exec=FILE'")
+    return f"correct it in the file of the backend {backend}; 'cortexctl backends' shows where that lies"
 
 
 def _crashed(e: Evidence) -> Cause | None:

@@ -39,6 +39,7 @@ class Outcome(StrEnum):
     BROKEN = "broken-answer"
     STRANGER = "stranger"
     NOT_RUNNING = "not-running"
+    UNASKED = "not-asked"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +92,7 @@ class EngineCheck:
     @property
     def failed(self) -> bool:
         """Whether it did not generate. A request that the server refuses (4xx) says nothing about its engine."""
-        return self.probe is not None and self.probe.outcome not in (Outcome.OK, Outcome.HTTP_ERROR)
+        return self.probe is not None and self.probe.outcome not in (Outcome.OK, Outcome.HTTP_ERROR, Outcome.UNASKED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +126,7 @@ class Past:
     outcome: Outcome
     latency: float
     meaning: str
-    """ok, busy (excused), failed (counted), or void (the machine had slept or stalled)."""
+    """ok, busy (excused), failed (counted), or void (the machine had slept or stalled, or we could not ask)."""
 
 
 class Decision(Enum):
@@ -197,10 +198,13 @@ def after_round(state: HealthState, policy: HealthPolicy, found: Round) -> Verdi
     """`max_failures` failed rounds in a row condemn the run, and so does every one after them, should it live on.
 
     A round about a run that is gone, or not ready any more, changes nothing. A failure within a gap (the machine slept,
-    or stood still) says nothing about the server: counting starts afresh.
+    or stood still) says nothing about the server: counting starts afresh. A round in which we could not ask, for want of
+    descriptors or memory of our own, says as little, and changes nothing either.
     """
     if not found.run or found.run != state.run:
         return Verdict(state)
+    if unasked := _unasked(found):
+        return Verdict(_remember(replace(state, suspended=found.suspended), found, unasked, "void"))
     bad = _bad(policy, found)
     overdue = (*((state.sample,) if state.sample else ()), *found.samples)
     working = _worked(overdue)
@@ -267,6 +271,12 @@ def _bad(policy: HealthPolicy, found: Round) -> Probe | None:
     if policy.probe == PROBE_ENGINE and engine is not None and engine.probe is not None and engine.failed:
         failed.append(engine.probe)
     return min(failed, key=lambda probe: probe.timed_out, default=None)
+
+
+def _unasked(found: Round) -> Probe | None:
+    """Why we could not ask, if that is so."""
+    asked = (found.probe, found.engine.probe if found.engine else None)
+    return next((probe for probe in asked if probe and probe.outcome is Outcome.UNASKED), None)
 
 
 def _gap(state: HealthState, policy: HealthPolicy, found: Round) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -14,6 +15,10 @@ from cortexd.health.policy import Outcome, Probe
 
 MAX_BODY = 64 * 1024
 """Bytes; a health endpoint that says more is not one."""
+
+
+_REFUSED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH})
+"""What the other side of a connection says (connect(2)); the rest is about us: no descriptors, ports, buffers, memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +114,13 @@ class Prober:
             return _fault(Outcome.TIMEOUT, f"no answer within {timeout:g} s")
         except aiohttp.ClientConnectorError as e:
             # asyncio's own text is "Connect call failed" with the address.
-            errno = e.errno or 0
-            return _fault(Outcome.REFUSED, f"no connection: {os.strerror(errno) if errno > 0 else e.os_error}")
+            number = e.errno or 0
+            said = os.strerror(number) if number > 0 else str(e.os_error)
+            if number in _REFUSED:
+                return _fault(Outcome.REFUSED, f"no connection: {said}")
+            if number == errno.ETIMEDOUT:
+                return _fault(Outcome.TIMEOUT, f"no connection: {said}")
+            return _fault(Outcome.UNASKED, f"cortexd could not ask: {said}")
         except (aiohttp.ClientError, ValueError) as e:
             # The only way in which aiohttp tells its LineTooLong from other nonsense.
             if isinstance(e, aiohttp.ClientResponseError) and e.message.startswith("Got more than"):

@@ -7,7 +7,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,12 +151,13 @@ class Store:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
+        """Whatever is raised, by SQLite or by whoever cancels us: then nothing of it is in the database."""
         with self._errors():
             async with self._writer:
                 try:
                     await self._connection.execute("BEGIN IMMEDIATE")
                     yield self._connection
-                    await self._connection.execute("COMMIT")
+                    await _to_its_end(self._connection.execute("COMMIT"))
                 except BaseException:
                     # Where only our waiting was cancelled, SQLite's thread has gone on all the same. On some errors SQLite
                     # has rolled back itself.
@@ -308,6 +309,24 @@ def _remedy(error: Exception) -> str:
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return "another program keeps it locked; end that program"
     return "the disk is full" if name == "SQLITE_FULL" else "check the disk, or move the file away"
+
+
+async def _to_its_end(work: Awaitable[object]) -> None:
+    """Wait for what goes on in a thread even when nobody waits for it. A cancellation meanwhile is put off until it is
+    done, and arrives at the caller's next `await`."""
+    task, cancelled = asyncio.ensure_future(work), False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+        except Exception:
+            break  # its result tells
+    caller = asyncio.current_task()
+    if cancelled and caller is not None:
+        caller.uncancel()
+        caller.cancel()
+    task.result()
 
 
 class _Errors:

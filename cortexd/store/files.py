@@ -39,7 +39,9 @@ def is_damaged(error: BaseException | None) -> bool:
 def set_aside(path: Path, now: float) -> Path:
     """Rename a damaged database and its side files, so that nothing of it is lost. `now`: seconds since the epoch."""
     kept = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S', time.localtime(now))}")
-    for suffix in ("", *_SIDE_FILES):
+    # The database last: where we are killed in between, it is found damaged again, and not without its side files, which
+    # another file of this name would take for its own.
+    for suffix in (*_SIDE_FILES, ""):
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").replace(f"{kept}{suffix}")
     return kept

@@ -19,6 +19,7 @@ from cortexd.model import ModelSpec
 from cortexd.names import SLICE, hint_folder
 from cortexd.scope import Scope
 from cortexd.units import quoting
+from cortexd.units.loader import MISLEADING
 from cortexd.units.programs import program_folders, steps
 from cortexd.waiter.watch import GRACE
 
@@ -27,16 +28,6 @@ FOLDER_TEMPLATE = "cortexd-mkdir@.service"
 
 HINT_FILE = "seen"
 """In names.hint_folder: cortexd touches it when it sees a model's server get on with its start."""
-
-# ld.so(8), mallopt(3), gconv, locale(7): variables that change how a program starts. `python -I` passes over its own.
-_MISLEADING = (
-    *("LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "LD_BIND_NOW", "LD_BIND_NOT", "LD_DEBUG", "LD_DEBUG_OUTPUT"),
-    *("LD_DYNAMIC_WEAK", "LD_HWCAP_MASK", "LD_ORIGIN_PATH", "LD_PREFER_MAP_32BIT_EXEC", "LD_PROFILE"),
-    *("LD_PROFILE_OUTPUT", "LD_SHOW_AUXV", "LD_TRACE_LOADED_OBJECTS", "LD_USE_LOAD_BIAS", "LD_VERBOSE", "LD_WARN"),
-    *("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_ARENA_TEST", "MALLOC_CHECK_", "MALLOC_MMAP_MAX_"),
-    *("MALLOC_MMAP_THRESHOLD_", "MALLOC_PERTURB_", "MALLOC_TOP_PAD_", "MALLOC_TRACE", "MALLOC_TRIM_THRESHOLD_"),
-    *("GCONV_PATH", "LOCPATH", "LANG", "LC_ALL", "LC_CTYPE"),
-)
 
 _TMP = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
 _MAX_UNIT_NAME = 255
@@ -178,7 +169,7 @@ def _readiness(spec: ModelSpec, plan: LaunchPlan, tools: Tools) -> Iterator[str]
     if plan.api_key:
         # It may hold the key, too, for which the endpoint may ask: a command line would show that, and /proc/PID/environ of
         # the server is closed in the sandbox (measured on 252).
-        sealed = [word for name in _MISLEADING for word in ("-u", name)]
+        sealed = [word for name in MISLEADING for word in ("-u", name)]
     command = [tools.env, *sealed, tools.python, "-I", "-S", tools.waiter]
     command += ["--pid", "${MAINPID}", "--address", probe_address(spec.host), "--port", str(spec.port)]
     command += ["--path", spec.health.endpoint, "--timeout", quoting.seconds(spec.health.startup_timeout)]

@@ -207,9 +207,7 @@ def http_status(server: Server, path: str, timeout: float, pause: Pause = patien
         return exchange.ask("GET", path)
 
 
-def http_answer(
-    server: Server, path: str, timeout: float, pause: Pause = patient, key: str = ""
-) -> tuple[int, bytes]:
+def http_answer(server: Server, path: str, timeout: float, pause: Pause = patient, key: str = "") -> tuple[int, bytes]:
     """The same, and how the body of a refusal begins, if that comes within a moment: it may tell how far a server is."""
     with Exchange(server, timeout=timeout, pause=pause) as exchange:
         status = exchange.ask("GET", path, key=key)

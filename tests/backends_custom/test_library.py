@@ -128,7 +128,17 @@ def test_an_unknown_backend_is_told_where_its_file_would_lie(scope: Scope) -> No
         backend_of("mine", scope)
     message = str(caught.value)
     assert message.startswith("backend='mine': use one of vllm, llamacpp, ollama, tgi, llamafile, sglang, tei, whisper")
-    assert f"put the file mine.toml in {scope.backend_folders[0]} or " in message
+    assert message.endswith(f"put the file mine.toml in {' or '.join(map(str, scope.backend_folders))}")
+
+
+@pytest.mark.parametrize("key", ["writes", "reads"])
+@pytest.mark.parametrize("folder", ["/", "~/", "~/.cortex", "~/.cortex/{name}", "{home}/.config/systemd/user"])
+def test_a_folder_that_no_model_may_see_is_listed_as_a_fault(scope: Scope, key: str, folder: str) -> None:
+    path = put(scope, "b", f'{SMALL}{key} = ["/srv/{{name}}", "{folder}"]')
+    put(scope, "c", f'{SMALL}{key} = ["/srv/{{name}}", "~/data", "{{cache}}/{{name}}"]')
+    listed = {each.name: each for each in list_backends(scope)}
+    assert listed["b"].backend is None and listed["b"].problem.startswith(f"{path}: {key}={folder!r}: would open ")
+    assert listed["c"].backend is not None and listed["c"].problem == ""
 
 
 def test_what_is_built_in_cannot_be_redefined(scope: Scope) -> None:
@@ -137,8 +147,9 @@ def test_what_is_built_in_cannot_be_redefined(scope: Scope) -> None:
     assert backend_of("vllm", scope) is BACKENDS["vllm"]
     listed = [(each.name, each.source, each.problem) for each in list_backends(scope)]
     assert listed[0] == ("vllm", "built-in", "")
+    assert [name for name, _, _ in listed].count("vllm") == 1
     assert (
-        "vllm",
+        "vllm.toml",
         str(path),
         f"{path}: vllm is built in and cannot be redefined; give the file another name",
     ) in listed

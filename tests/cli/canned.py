@@ -68,17 +68,23 @@ def model(name: str, **changes: Any) -> dict[str, Any]:
 def health(**changes: Any) -> dict[str, tuple[str, Any]]:
     """CheckHealth's answer: healthy, and whatever the test wants different."""
     values = {
+        "Health": "healthy",
+        "State": "ready",
+        "StateReason": "",
+        "StateChangeTimestamp": 0,
+        "UsualLoadUSec": 0,
         "Healthy": True,
-        "Outcome": "200",
+        "Outcome": "ok",
         "Reason": "",
         "LatencyUSec": 3200,
         "Endpoint": "http://127.0.0.1:8080/health",
         "Failures": 0,
         "MaxFailures": 3,
-        "Next": "",
+        "Next": "after 3 failed probes in a row it is restarted",
         "History": [(1_700_000_000_000_000, "http", "ok", 3200, "ok")],
     }
     types = {"Healthy": "b", "LatencyUSec": "t", "Failures": "u", "MaxFailures": "u", "History": "a(tssts)"}
+    types |= {"StateChangeTimestamp": "t", "UsualLoadUSec": "t"}
     return {key: (types.get(key, "s"), value) for key, value in {**values, **changes}.items()}
 
 

@@ -14,7 +14,7 @@ from cortexctl.docs import manual
 from cortexctl.errors import EXIT_CODES
 from cortexctl.verbs import SETTING_OPTIONS, VERBS
 from cortexd.model import SETTINGS
-from tests.cli.canned import model
+from tests.cli.canned import event, model
 from tests.cli.conftest import PROJECT, Cli
 from tests.cli.fake_daemon import FakeDaemon
 
@@ -48,6 +48,10 @@ def test_the_manual_has_every_exit_code(page: str) -> None:
     tail = page[page.index("EXIT STATUS") : page.index("ENVIRONMENT")]
     for code, meaning in EXIT_CODES:
         assert f" {code} {meaning[:1].upper()}{meaning[1:]}." in tail
+
+
+def test_the_manual_writes_values_as_they_are_typed(page: str) -> None:
+    assert " vllm, llamacpp, ollama, tgi, or one of " in page and " http: its endpoint alone; " in page
 
 
 def test_register_offers_settings_that_exist_with_their_defaults() -> None:
@@ -85,7 +89,8 @@ def test_completion_knows_every_verb_and_option(shell: str) -> None:
 @pytest.fixture
 def complete(cli: Cli, fake: FakeDaemon, tmp_path: Path) -> Callable[[str], list[str]]:
     """What bash offers for a line: the real function, with the program on PATH."""
-    fake.add(model("llama-70b"), model("llama3:8b"), model("qwen"))
+    fake.add(model("llama-70b"), model("llama3:8b"), model("qwen", Secrets=["A_KEY", "HF_TOKEN"]))
+    fake.answers["ListEvents"] = ([event(1, Kind="stop"), event(2), event(3)],)
     (tmp_path / "completion").write_text(SHELLS["bash"]())
     program = tmp_path / "cortexctl"
     program.write_text(f"#!{sys.executable}\nfrom cortexctl.main import main\nmain()\n")
@@ -121,7 +126,19 @@ def complete(cli: Cli, fake: FakeDaemon, tmp_path: Path) -> Callable[[str], list
         ("cortexctl register ", []),
         ("cortexctl kill qwen --whom m", ["main"]),
         ("cortexctl show qwen -p MemoryC", ["MemoryCurrent"]),
-        ("cortexctl register x --set health.", ["health.interval_seconds"]),
+        ("cortexctl register x --set health.", ["health.interval_seconds="]),
+        ("cortexctl register x --set port=", []),
+        ("cortexctl set ", ["llama-70b", "llama3:8b", "qwen"]),
+        ("cortexctl set qwen health.", ["health.interval_seconds="]),
+        ("cortexctl set qwen ll", ["llama-70b", "llama3:8b"]),
+        ("cortexctl set qwen port=1 mem", ["memory="]),
+        ("cortexctl set qwen port=1 ll", []),
+        ("cortexctl secret ", ["set", "unset", "list"]),
+        ("cortexctl secret set ", ["llama-70b", "llama3:8b", "qwen"]),
+        ("cortexctl secret unset qwen ", ["A_KEY", "HF_TOKEN"]),
+        ("cortexctl secret list qwen ", []),
+        ("cortexctl events -k ", ["start", "stop"]),
+        ("cortexctl events qwen -k sto", ["stop"]),
         ("cortexctl nonsense ", []),
     ],
 )

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
 import signal
-import struct
-import termios
 from typing import Any
 
 import pytest
@@ -139,59 +134,23 @@ def test_interrupted(cli: Cli, two: FakeDaemon) -> None:
     assert (out, errors) == ("", "cortexctl: interrupted; starting a b goes on, see 'cortexctl status a b'\n")
 
 
-def test_a_daemon_that_ends_meanwhile(cli: Cli, two: FakeDaemon) -> None:
+@pytest.mark.parametrize(
+    ("verb", "goes_on"),
+    [
+        ("start", "starting a b goes on, 'cortexctl wait a b' waits for it"),
+        ("restart", "restarting a b goes on, 'cortexctl wait a b' waits for it"),
+        ("stop", "stopping a b goes on, 'cortexctl status a b' shows how it is"),
+    ],
+)
+def test_a_daemon_that_ends_meanwhile(cli: Cli, two: FakeDaemon, verb: str, goes_on: str) -> None:
     two.held = {"Wait"}
-    with cli.started("start", "a", "b") as process:
+    with cli.started(verb, "a", "b") as process:
         two.wait_for("Wait", 2)
         two.vanish()
         _, errors = process.communicate()
     assert process.returncode == 1
-    assert errors.startswith("cortexctl: cortexd ended during the call; models go on running; see 'systemctl")
+    assert errors.startswith(f"cortexctl: cortexd ended meanwhile; {goes_on}, ")
     assert errors.count("\n") == 1
-
-
-def on_terminal(cli: Cli, two: FakeDaemon, *arguments: str, columns: int = 80) -> str:
-    """What a terminal gets from a start that loads, and is interrupted when that has been shown."""
-    two.held = {"Wait"}
-    controller, terminal = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    cli.environment["TERM"] = "xterm"
-    with cli.started(*arguments, stdin=terminal, stdout=terminal, stderr=terminal) as process:
-        os.close(terminal)
-        two.wait_for("Wait")
-        two.change("a", StatusText="loading\x1b[2J 40%", State="starting")
-        shown = b""
-        while b"loa" not in shown and "--quiet" not in arguments:
-            shown += os.read(controller, 65536)
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        while True:
-            try:
-                more = os.read(controller, 65536)
-            except OSError:  # the terminal is closed
-                break
-            shown += more
-    os.close(controller)
-    return shown.decode()
-
-
-def test_progress_on_a_terminal(cli: Cli, two: FakeDaemon) -> None:
-    shown = on_terminal(cli, two, "start", "a")
-    assert "Starting a (loading\\x1b[2J 40%) … 0s" in shown
-    assert "\x1b[2J" not in shown, "no text from outside steers the terminal"
-    last = shown.rstrip().rpartition("\x1b[K")[2]
-    assert last == "cortexctl: interrupted; starting a goes on, see 'cortexctl status a'", "the line is cleared"
-
-
-def test_progress_fits_into_the_line(cli: Cli, two: FakeDaemon) -> None:
-    shown = on_terminal(cli, two, "start", "a", columns=24)
-    lines = [part for part in shown.split("\r\x1b[K") if "Starting" in part]
-    assert max(map(len, lines)) == 23
-
-
-def test_no_progress_when_quiet(cli: Cli, two: FakeDaemon) -> None:
-    shown = on_terminal(cli, two, "start", "a", "--quiet")
-    assert shown == "cortexctl: interrupted; starting a goes on, see 'cortexctl status a'\r\n"
 
 
 @pytest.mark.parametrize("state", ACTIVE)

@@ -95,7 +95,21 @@ def test_after_two_dashes_everything_is_a_name() -> None:
         (["start", "a", "--no-bl"], "unrecognized arguments: --no-bl"),
         (["health"], "the following arguments are required: NAME"),
         (["kill", "a", "--whom", "me"], "argument --whom: invalid choice"),
-        (["wait", "a", "--timeout", "soon"], "argument --timeout: invalid float value"),
+        *(
+            (
+                ["wait", "a", "--timeout", value],
+                f"argument --timeout: {value!r} is no number of seconds; use one such as",
+            )
+            for value in ("soon", "-1", "nan", "inf", "")
+        ),
+        (["events", "-n", "-1"], "argument -n/--lines: '-1' is no number of lines; use a whole number from 1 on"),
+        (["events", "-n", "0"], "argument -n/--lines: '0' is no number of lines"),
+        (["status", "-n", "9999999999"], "argument -n/--lines: '9999999999' is no number of lines"),
+        (["logs", "a", "-n", "x"], "argument -n/--lines: 'x' is no number of lines; use a whole number, or all"),
+        (["logs", "a", "-n", "-1"], "argument -n/--lines: '-1' is no number of lines"),
+        (["backends", "foo"], "backends takes no names, but 'foo' was given; see 'cortexctl backends --help'"),
+        (["doctor", "--fix", "foo"], "doctor takes no names, but 'foo' was given"),
+        (["register", "a", "b", "--path", "p"], "unrecognized arguments: b;"),
     ],
 )
 def test_usage_errors(words: list[str], error: str) -> None:
@@ -103,6 +117,20 @@ def test_usage_errors(words: list[str], error: str) -> None:
         parse(words, "cortexctl")
     assert caught.value.message.startswith(error)
     assert caught.value.exit_code == 2
+
+
+def test_numbers_that_are_taken() -> None:
+    assert parse(["wait", "a", "--timeout", "0"], "cortexctl").timeout == 0.0
+    assert parse(["status", "-n", "0"], "cortexctl").lines == 0
+    assert parse(["logs", "a", "-n", "all"], "cortexctl").lines == "all"
+
+
+@pytest.mark.parametrize(
+    ("verb", "usage"),
+    [("set", "set [--json] [-q] [-h] NAME... KEY=VALUE..."), ("secret", "[-h] set|unset|list NAME [KEY]"), ("stop", "[-h] NAME [NAME ...]")],
+)  # fmt: skip
+def test_usage_shows_each_word_once(verb: str, usage: str) -> None:
+    assert " ".join(verb_parser(verb, "cortexctl").format_usage().split()).endswith(usage)
 
 
 def test_usage_errors_end_with_status_2(cli: Cli) -> None:

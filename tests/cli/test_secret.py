@@ -128,7 +128,31 @@ def test_list(cli: Cli, fake: FakeDaemon) -> None:
     assert cli.ok("secret", "list", "a") == "A_KEY\nHF_TOKEN\n"
     assert cli.ok("secret", "list", "b") == ""
     assert cli.json("secret", "list", "a") == {"Name": "a", "Secrets": ["A_KEY", "HF_TOKEN"]}
-    assert {"set", "unset", "list", "a", "b"} == set(cli.ok("__complete", "secret").split())
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [("", ["set", "unset", "list"]), ("set", ["a", "b"]), ("list", ["a", "b"]), ("unset a", ["A_KEY", "HF_TOKEN"]), ("set b", []),
+     ("list a", []), ("unset a A_KEY", []), ("unset nope", []), ("show", [])],
+)  # fmt: skip
+def test_completion(cli: Cli, fake: FakeDaemon, before: str, words: list[str]) -> None:
+    fake.add(model("a", Secrets=["A_KEY", "HF_TOKEN"]), model("b"))
+    assert cli.ok("__complete", "secret", "--", *before.split()).split() == words
+
+
+def test_a_value_that_is_made(cli: Cli, fake: FakeDaemon) -> None:
+    fake.add(model("a"))
+    values = set()
+    for _ in range(2):
+        done = cli.run("secret", "set", "a", "VLLM_API_KEY", "--generate")
+        assert (done.returncode, done.stdout) == (0, "Set secret VLLM_API_KEY of a\n")
+        value = bytes(fake.calls("SetSecret")[-1].body[1]).decode()
+        assert len(value) >= 43 and value not in done.stdout + done.stderr
+        assert "lies in ~/.cortex/secrets/a/environment as VLLM_API_KEY" in done.stderr
+        assert 'echo "Authorization: Bearer $VLLM_API_KEY"' in done.stderr
+        values.add(value)
+    assert len(values) == 2
+    assert "--generate goes with set, not with unset" in cli.fails("secret", "unset", "a", "K", "--generate", code=2)
 
 
 def test_register_with_variables(cli: Cli, fake: FakeDaemon) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.cli.canned import health, model
+from tests.cli.canned import model
 from tests.cli.conftest import Cli
 from tests.cli.fake_daemon import FakeDaemon
 
@@ -146,48 +145,6 @@ def test_status_says_what_the_machine_cannot_measure(cli: Cli, fake: FakeDaemon)
     fake.add(model("a", State="ready", MainPID=1))
     text = cli.ok("status", "a", "-n", "0")
     assert "Memory: not available: the control group has no memory controller (high: 28G, limit: 32G)" in text
-
-
-def test_health(cli: Cli, fake: FakeDaemon) -> None:
-    fake.add(model("a"))
-    assert cli.ok("health", "a").splitlines() == [
-        "a is healthy: 200 in 3.2ms at http://127.0.0.1:8080/health",
-        "  22:13:20  http    ok                      3.2ms",
-    ]
-    assert cli.ok("health", "a", "--quiet") == ""
-    fake.answers["CheckHealth"] = (
-        health(
-            Healthy=False, Outcome="timeout", Reason="no answer", Failures=2, Next="a restart",
-            History=[(1_700_000_000_000_000, "http", "time-out", 9_000_000, "busy"),
-                     (1_700_000_030_000_000, "http", "time-out\x1b[2J", 10_000_000, "failed")],
-        ),
-    )  # fmt: skip
-    done = cli.run("health", "a")
-    assert done.returncode == 1
-    assert "a is failing: timeout in 3.2ms" in done.stdout
-    assert done.stdout.splitlines()[0].endswith("; no answer; 2 of 3 failures in a row; a restart")
-    assert [line.split(maxsplit=4) for line in done.stdout.splitlines()[1:]] == [
-        ["22:13:20", "http", "time-out", "9.0s", "busy: not counted"],
-        ["22:13:50", "http", "time-out\\x1b[2J", "10.0s", "counted as failed"],
-    ]
-    done = cli.run("health", "a", "--json")
-    assert done.returncode == 1
-    assert json.loads(done.stdout)[0]["LatencyUSec"] == 3200
-
-
-def test_health_waits_until_there_is_something_to_ask(cli: Cli, fake: FakeDaemon) -> None:
-    fake.add(model("a", State="starting"))
-    with cli.started("health", "a", "--wait") as process:
-        fake.wait_for("ListModels")
-        assert fake.calls("CheckHealth") == []
-        fake.change("a", State="ready")
-        out, errors = process.communicate()
-    assert (process.returncode, errors, out.splitlines()[0][:12]) == (0, "", "a is healthy")
-    fake.change("a", State="failed")
-    done = cli.run("health", "a", "--wait")
-    assert (done.returncode, done.stdout) == (1, "") and "a is failed" in done.stderr
-    fake.change("a", State="starting")
-    assert "not ready after 0.1 s" in cli.fails("health", "a", "--wait", "--timeout", "0.1")
 
 
 def test_url(cli: Cli, fake: FakeDaemon) -> None:

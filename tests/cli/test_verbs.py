@@ -118,11 +118,15 @@ def test_the_known_models_are_served_beside_an_unknown_one(cli: Cli, fake: FakeD
     assert [call.path for call in fake.calls("Stop")] == [model_path("b"), model_path("a")]
 
 
-def test_a_pattern_without_a_match_is_no_error(cli: Cli, fake: FakeDaemon) -> None:
-    done = cli.run("stop", "x*")
-    assert (done.returncode, done.stderr) == (0, "cortexctl: no model matches x*\n")
-    done = cli.run("status", "x*")
-    assert (done.returncode, done.stderr) == (4, "cortexctl: no model matches x*\n")
+@pytest.mark.parametrize(
+    "verb", ["start", "stop", "status", "list", "wait", "health", "enable", "reset-failed", "show"]
+)
+def test_a_pattern_without_a_match(cli: Cli, fake: FakeDaemon, verb: str) -> None:
+    fake.add(model("a"))
+    done = cli.run(verb, "x*")
+    assert (done.returncode, done.stdout, done.stderr) == (4, "", "cortexctl: no model matches x*\n")
+    done = cli.run(verb, "x*", "--json")
+    assert (done.returncode, done.stdout) == (4, "[]\n")
 
 
 def test_a_model_that_is_named_twice_is_asked_once(cli: Cli, fake: FakeDaemon) -> None:
@@ -228,7 +232,7 @@ def test_events_followed(cli: Cli, fake: FakeDaemon) -> None:
     ("kind", "words"),
     [
         ("names", ["a", "b"]),
-        ("settings", ["path", "backend", "port"]),
+        ("settings", ["path=", "backend=", "port="]),
         ("properties", ["CPUUsageNSec", "Name", "memory"]),
     ],
 )

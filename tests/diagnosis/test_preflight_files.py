@@ -201,6 +201,14 @@ def test_an_index_that_is_none_and_one_that_points_elsewhere(folder: Path) -> No
     assert all(path.parent == folder for path in survey(folder).files)
 
 
+def test_an_index_too_large_to_be_parsed_is_no_fault(folder: Path) -> None:
+    """Real ones have up to some 15 MiB: parsing would hold up everybody, and without it the weights are found all the same."""
+    before = survey(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}' + " " * (4 << 20))
+    found = survey(folder)
+    assert (found.faults, found.size) == (before.faults, before.size)
+
+
 def test_a_dangling_link_and_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "m.safetensors").symlink_to("blobs/gone")
     assert problem(survey(tmp_path)) == "links to a file that is not there"

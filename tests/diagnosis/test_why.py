@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from cortexd.diagnosis.evidence import Evidence, Line, parse_log
 from cortexd.diagnosis.why import Cause, explain, from_details
 from cortexd.events import Ending
-from cortexd.model import build_spec, parse_settings
+from cortexd.model import ModelSpec, build_spec, parse_settings
 from cortexd.systemd.memory import MemoryEvents
 from cortexd.systemd.protocol import UnitState
 
@@ -29,13 +30,29 @@ def manager(*texts: str) -> tuple[Line, ...]:
     return tuple(Line(text, manager=True) for text in texts)
 
 
-def cause(*lines: Line, code: int = EXITED, status: int = 1, result: str = "exit-code", **more: Any) -> Cause:
+def cause(
+    *lines: Line, code: int = EXITED, status: int = 1, result: str = "exit-code", spec: ModelSpec = SPEC, **more: Any
+) -> Cause:
     unit = {key: more.pop(key) for key in ("status_text", "n_restarts", "active_state") if key in more}
     state = UnitState(
         unit="cortex-a.service", invocation_id=RUN, result=result, exec_main_code=code, exec_main_status=status,
         **{"active_state": "failed", "sub_state": "failed"} | unit,
     )  # fmt: skip
-    return explain(Evidence(spec=SPEC, unit=state, executable="/bin/llama-server", lines=lines, **more))
+    return explain(Evidence(spec=spec, unit=state, executable="/bin/llama-server", lines=lines, **more))
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"extra_args": "--bogus"}, "-p extra_args"),
+        ({"backend": "llamacpp"}, "install a version of llamacpp"),
+        ({"backend": "mine"}, "correct it in the file of the backend mine"),
+        ({"backend": "mine", "extra_args": "--bogus"}, "-p extra_args"),
+    ],
+)
+def test_a_wrong_option_is_corrected_where_it_stands(settings: dict[str, str], remedy: str) -> None:
+    found = cause(*server("error: unrecognized arguments: --bogus"), spec=replace(SPEC, **settings))
+    assert found.cause == "bad-option" and remedy in found.remedy
 
 
 HOSTILE = server(OOM_LINE, "bind: address already in use", "unknown model architecture: 'x'", "Read-only file system")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from cortexd.api.describe import probe_values
 from cortexd.errors import (
     Busy,
     InvalidConfig,
 )
-from cortexd.health.policy import Outcome
+from cortexd.health.policy import Outcome, Probe
 from cortexd.states import State
 from tests.support.house import ME, House
 
@@ -90,3 +92,67 @@ async def test_check_health(house: House) -> None:
     probe = await house.manager.check_health("a")
     assert (probe.outcome, house.prober.asked) == (Outcome.TIMEOUT, ["http://127.0.0.1:18007/health"])
     assert house.manager.view("a").model.health.failures == 0  # asked for, it does not count
+
+
+def told(house: House, probe: Probe) -> dict[str, Any]:
+    """CheckHealth's answer for a probe that had this outcome."""
+    return {key: variant.value for key, variant in probe_values(house.manager.view("a"), probe).items()}
+
+
+WELL, LATE, DOWN = Probe(outcome=Outcome.OK), Probe(outcome=Outcome.TIMEOUT), Probe(outcome=Outcome.REFUSED)
+
+
+async def test_what_a_probe_means_while_it_starts(house: House) -> None:
+    unit = await house.register()
+    house.systemd.change(unit, active_state="activating", sub_state="start", status_text="Loading")
+    for probe in (WELL, LATE, DOWN):
+        found = told(house, probe)
+        assert (found["Health"], found["State"], found["StateReason"]) == ("unknown", "starting", "Loading")
+        assert found["Next"] == "liveness probes begin once it is ready"
+        assert found["StateChangeTimestamp"] == house.unit().state_change > 0
+
+
+async def test_a_model_that_is_about_to_be_restarted_is_not_probed(house: House) -> None:
+    """Its unit is activating, but whoever answers there is not this model."""
+    unit = await house.register()
+    house.systemd.change(unit, active_state="activating", sub_state="auto-restart")
+    probe = await house.manager.check_health("a")
+    assert (probe.outcome, probe.reason, house.prober.asked) == (Outcome.NOT_RUNNING, "it is restarting", [])
+    found = told(house, probe)
+    assert (found["Health"], found["State"]) == ("unknown", "restarting")
+    assert "systemd starts it again" in found["StateReason"]
+
+
+async def test_what_a_probe_means_while_it_runs(house: House) -> None:
+    """Only a time-out is excused, and only where the liveness loop has excused the last one."""
+    await house.running(health__interval_seconds=3600)
+    model = house.manager.view("a").model
+    assert [told(house, probe)["Health"] for probe in (WELL, LATE, DOWN)] == ["healthy", "failing", "failing"]
+    why = "no answer, but it uses CPU time"
+    model.health = replace(model.health, busy=True, reason=why)
+    assert [told(house, probe)["Health"] for probe in (WELL, LATE, DOWN)] == ["healthy", "busy", "failing"]
+    assert (told(house, LATE)["State"], told(house, LATE)["StateReason"]) == ("busy", why)
+    model.health = replace(model.health, run="another")
+    assert told(house, LATE)["Health"] == "failing"
+
+
+@pytest.mark.parametrize(
+    ("failures", "restart", "coming"),
+    [
+        (0, "always", "after 3 failed probes in a row it is restarted"),
+        (1, "always", "after 2 more failed probes in a row it is restarted"),
+        (2, "always", "after one more failed probe it is restarted"),
+        (3, "always", "after one more failed probe it is restarted"),
+        (0, "no", "after 3 failed probes in a row it counts as unhealthy, and is not restarted (Restart=no)"),
+    ],
+)
+async def test_what_the_next_failures_lead_to(house: House, failures: int, restart: str, coming: str) -> None:
+    await house.running(Restart=restart, health__interval_seconds=3600)
+    model = house.manager.view("a").model
+    model.health = replace(model.health, failures=failures)
+    assert told(house, DOWN)["Next"] == coming
+
+
+async def test_nothing_comes_where_nobody_probes(house: House) -> None:
+    await house.running(health__enabled="no")
+    assert told(house, WELL)["Next"] == "nothing: health checks are off"

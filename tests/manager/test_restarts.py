@@ -112,3 +112,13 @@ async def test_how_long_it_usually_loads(house: House) -> None:
     await house.close()
     await house.open()
     assert house.manager.view("a").model.loads == model.loads
+
+
+async def test_why_says_both_that_it_was_given_up_and_how_the_last_run_failed(house: House) -> None:
+    await crash_loop(house, 3)
+    await house.until(State.FAILED)
+    await house.until_event("cause")
+    found = await house.manager.why("a")
+    assert found.cause == "crash-loop"
+    assert found.sentence.startswith("3 runs failed in a row, the last: ")
+    assert found.sentence.endswith("; it is restarted no more until it is started by hand or at boot")

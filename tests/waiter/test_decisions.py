@@ -57,7 +57,13 @@ class Script:
             timeout=timeout, stall=stall, now=lambda: self.time,
         )  # fmt: skip
         waiter = Waiter(
-            self.watch, Server("127.0.0.1", 8000), "/health", cgroup, self.key, ask=self.ask, find=lambda port: self.sockets
+            self.watch,
+            Server("127.0.0.1", 8000),
+            "/health",
+            cgroup,
+            self.key,
+            ask=self.ask,
+            find=lambda port: self.sockets,
         )
         try:
             waiter.run(load)

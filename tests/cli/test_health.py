@@ -1,0 +1,105 @@
+"""health: what a probe means in words, in JSON and in the exit status."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from tests.cli.canned import health, model
+from tests.cli.conftest import Cli
+from tests.cli.fake_daemon import FakeDaemon
+
+AT = "at http://127.0.0.1:8080/health"
+TIMEOUT = {"Healthy": False, "Outcome": "time-out", "Reason": "no answer within 10 s", "LatencyUSec": 10_000_000}
+
+
+def ask(cli: Cli, fake: FakeDaemon, **changes: Any) -> tuple[int, list[str]]:
+    """Exit status and lines of `health a`, where the daemon answers with these changes."""
+    fake.add(model("a"))
+    fake.answers["CheckHealth"] = (health(**changes),)
+    done = cli.run("health", "a")
+    assert done.stderr == ""
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_healthy(cli: Cli, fake: FakeDaemon) -> None:
+    assert ask(cli, fake) == (0, [
+        f"a is healthy: ok in 3.2ms {AT}; after 3 failed probes in a row it is restarted",
+        "  22:13:20  http    ok                      3.2ms",
+    ])  # fmt: skip
+    assert cli.ok("health", "a", "--quiet") == ""
+
+
+def test_failing(cli: Cli, fake: FakeDaemon) -> None:
+    code, lines = ask(
+        cli, fake, **TIMEOUT, Health="failing", State="degraded", Failures=2, Next="after one more failed probe it is restarted",
+        History=[(1_700_000_000_000_000, "http", "time-out", 9_000_000, "busy"),
+                 (1_700_000_030_000_000, "http", "time-out\x1b[2J", 10_000_000, "failed")],
+    )  # fmt: skip
+    assert (code, lines[0]) == (
+        1,
+        f"a is failing: time-out in 10.0s {AT}; no answer within 10 s; 2 of 3 failures in a row; "
+        "after one more failed probe it is restarted",
+    )
+    assert [line.split(maxsplit=4) for line in lines[1:]] == [
+        ["22:13:20", "http", "time-out", "9.0s", "busy: not counted"],
+        ["22:13:50", "http", "time-out\\x1b[2J", "10.0s", "counted as failed"],
+    ]
+    done = cli.run("health", "a", "--json")
+    assert (done.returncode, json.loads(done.stdout)[0]["LatencyUSec"]) == (1, 10_000_000)
+
+
+def test_a_server_that_is_only_busy_is_well(cli: Cli, fake: FakeDaemon) -> None:
+    why = "no answer within 10 s, but it uses CPU time"
+    code, lines = ask(cli, fake, **TIMEOUT, Health="busy", State="busy", StateReason=why)
+    assert (code, lines[0]) == (
+        0,
+        f"a is busy: time-out in 10.0s {AT}; not counted: {why}; after 3 failed probes in a row it is restarted",
+    )
+    assert cli.json("health", "a")[0]["Health"] == "busy"
+
+
+@pytest.mark.parametrize(("usual", "shown"), [(6_000_000, " of usually 6.0s"), (0, "")])
+def test_a_model_that_starts(cli: Cli, fake: FakeDaemon, usual: int, shown: str) -> None:
+    code, lines = ask(
+        cli, fake, Health="unknown", State="starting", StateReason="/health answers 503\x1b[2J", Healthy=False,
+        Outcome="server-error", Next="liveness probes begin once it is ready", History=[], UsualLoadUSec=usual,
+        StateChangeTimestamp=int((time.time() - 3600 * 2 - 60) * 1e6),
+    )  # fmt: skip
+    text = f"a is starting (2h 1min{shown}): /health answers 503\\x1b[2J; liveness probes begin once it is ready"
+    assert (code, lines) == (1, [text])
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "says"),
+    [
+        ("restarting", "it crashed; systemd starts it again 5 s after its end",
+         "it crashed; systemd starts it again 5 s after its end; liveness probes begin once it is ready"),
+        ("stopped", "", "it is not probed"),
+        ("failed", "the server exited with status 1", "the server exited with status 1; it is not probed"),
+    ],
+)  # fmt: skip
+def test_a_model_that_does_not_run(cli: Cli, fake: FakeDaemon, state: str, reason: str, says: str) -> None:
+    code, lines = ask(
+        cli, fake, Health="unknown", State=state, StateReason=reason, Healthy=False, Outcome="not-running", History=[],
+        Reason=f"it is {state}", Next="liveness probes begin once it is ready", StateChangeTimestamp=1,
+    )  # fmt: skip
+    assert (code, lines) == (1, [f"a is {state}: {says}"])
+
+
+def test_health_waits_until_there_is_something_to_ask(cli: Cli, fake: FakeDaemon) -> None:
+    fake.add(model("a", State="starting"))
+    with cli.started("health", "a", "--wait") as process:
+        fake.wait_for("ListModels")
+        assert fake.calls("CheckHealth") == []
+        fake.change("a", State="ready")
+        out, errors = process.communicate()
+    assert (process.returncode, errors, out.splitlines()[0][:12]) == (0, "", "a is healthy")
+    fake.change("a", State="failed")
+    done = cli.run("health", "a", "--wait")
+    assert (done.returncode, done.stdout) == (1, "") and "a is failed" in done.stderr
+    fake.change("a", State="starting")
+    assert "not ready after 0.1 s" in cli.fails("health", "a", "--wait", "--timeout", "0.1")

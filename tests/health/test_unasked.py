@@ -1,0 +1,84 @@
+"""What is our own fault, and what somebody sends to cost us time, harms no model."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cortexd.app import raise_descriptors
+from cortexd.backends import BACKENDS
+from cortexd.health.policy import Decision, EngineCheck, HealthState, Outcome, Probe, Round, after_round
+from cortexd.health.probe import Prober, Server
+from cortexd.kinds import looks_secret
+from cortexd.model import HealthPolicy
+
+
+@pytest.fixture
+def limits() -> Iterator[tuple[int, int]]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield soft, hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_without_descriptors_of_our_own_nobody_is_asked(limits: tuple[int, int]) -> None:
+    prober = Prober()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            free = os.dup(0)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+            probe = await prober.probe(Server(f"http://127.0.0.1:{listening.getsockname()[1]}", "/health"), 10)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        await prober.close()
+    assert (probe.outcome, probe.reason) == (Outcome.UNASKED, "cortexd could not ask: Too many open files")
+
+
+UNASKED = Probe(outcome=Outcome.UNASKED, reason="cortexd could not ask: Too many open files")
+
+
+@pytest.mark.parametrize(
+    ("probe", "engine"),
+    [
+        (UNASKED, None),
+        (UNASKED, EngineCheck(probe=UNASKED)),
+        (Probe(outcome=Outcome.TIMEOUT), EngineCheck(probe=UNASKED)),
+    ],
+)
+def test_a_round_in_which_we_could_not_ask_changes_nothing(probe: Probe, engine: EngineCheck | None) -> None:
+    state = HealthState(run="r", probed=True, failures=2, reason="no answer")
+    for at in range(10):
+        verdict = after_round(state, HealthPolicy(), Round(at=at, run="r", probe=probe, engine=engine))
+        assert (verdict.state, verdict.decision, verdict.changes) == (state, Decision.NOTHING, ())
+        assert verdict.state.history[-1].meaning == "void"
+        state = verdict.state
+
+
+def test_we_take_the_descriptors_that_we_may_have(limits: tuple[int, int]) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, limits[1]), limits[1]))
+    raise_descriptors()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_answer_of_a_server_takes_long_to_judge(backend: str) -> None:
+    """64 KiB made of what the pattern looks for, without the end that it wants."""
+    parts = (b'"models":}', b'"models":', b'"models" ', b"} ", b'{"status":"ok"', b" ", b'{"models":}')
+    began = time.perf_counter()
+    for part in parts:
+        for end in (b"", b"x", b"}"):
+            re.fullmatch(BACKENDS[backend].healthy.encode(), b"{" + part * (65536 // len(part)) + end, re.DOTALL)
+    assert time.perf_counter() - began < 0.25
+
+
+def test_no_value_takes_long_to_be_looked_at_for_a_secret() -> None:
+    began = time.perf_counter()
+    assert not looks_secret("A", "-eyJ" * 8000)
+    assert time.perf_counter() - began < 0.2

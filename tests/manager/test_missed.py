@@ -1,0 +1,199 @@
+"""What happened to runs while no cortexd was there, as the journal tells it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cortexd import journal
+from cortexd.events import Priority
+from cortexd.journal import What
+from cortexd.states import State
+from cortexd.store import Store
+from tests.manager.test_restarts import crash_loop, fail_again
+from tests.support.house import House
+
+IDS = {what: number for number, what in journal._MESSAGES.items()}
+
+
+class Journal:
+    """Answers what the manager said."""
+
+    def __init__(self, program: Path, unit: str) -> None:
+        self.program, self.unit, self.lines = program, unit, list[str]()
+
+    def say(self, what: What, run: str, at: float, result: str = "signal", unit: str = "") -> None:
+        line = {
+            "MESSAGE_ID": IDS[what], "USER_UNIT": unit or self.unit, "USER_INVOCATION_ID": run,
+            "__REALTIME_TIMESTAMP": str(int(at * 1e6)),
+        }  # fmt: skip
+        if what is What.FAILED:
+            line["UNIT_RESULT"] = result
+        self.lines.append(json.dumps(line))
+        answer = self.program.with_name("answer")
+        answer.write_text("\n".join(self.lines) + "\n")
+        self.program.write_text(
+            f'#!/bin/sh\ncase "$*" in *_SYSTEMD_USER_UNIT=init.scope*) cat {answer};; *UNIT_RESULT*) echo failed;; esac\n'
+        )
+
+    def run(self, run: str, began: float, ready: float, failed: float, *, again: bool = True) -> None:
+        self.say(What.BEGAN, run, began)
+        self.say(What.READY, run, ready)
+        self.say(What.FAILED, run, failed)
+        if again:
+            self.say(What.AGAIN, run, failed + 1)
+
+
+def now_runs(house: House, unit: str, n_restarts: int) -> None:
+    house.systemd._units.run(unit)
+    house.systemd.change(unit, active_state="active", sub_state="running", n_restarts=n_restarts)
+
+
+async def test_runs_that_were_stable_unseen_are_no_row_of_failures(house: House, journalctl: Path) -> None:
+    """Two crashes a day apart, then one more."""
+    unit = await crash_loop(house, 1)
+    told, day, now = Journal(journalctl, unit), 86400, time.time()
+    house.systemd.finish(unit)
+    last = house.unit().invocation_id
+    await house.until_event("ready")
+    await house.close()
+    told.say(What.FAILED, last, now + day)
+    told.say(What.AGAIN, last, now + day + 1)
+    told.run("e" * 32, now + day + 2, now + day + 3, now + 2 * day)
+    now_runs(house, unit, 3)
+    await house.open()
+    unseen = [e for e in await house.events() if e.invocation_id == "e" * 32]
+    assert [(e.kind, e.time) for e in unseen] == [
+        ("run", int((now + day + 2) * 1e6)), ("ready", int((now + day + 3) * 1e6)), ("ended", int((now + 2 * day) * 1e6)),
+    ]  # fmt: skip
+    await fail_again(house, unit, 1)
+    assert house.state() is State.RESTARTING
+
+
+async def test_runs_that_failed_unseen_count(house: House, journalctl: Path) -> None:
+    unit = await crash_loop(house, 1)
+    told, now = Journal(journalctl, unit), time.time() + 1
+    await house.close()
+    told.run("e" * 32, now, now + 1, now + 2)
+    now_runs(house, unit, 2)
+    await house.open()
+    await fail_again(house, unit, 1)
+    await house.until(State.FAILED)
+
+
+async def test_a_persons_run_in_that_time_clears_it(house: House, journalctl: Path) -> None:
+    unit = await crash_loop(house, 2)
+    told, now = Journal(journalctl, unit), time.time() + 1
+    await house.close()
+    told.run("e" * 32, now, now + 1, now + 2)
+    now_runs(house, unit, 1)
+    await house.open()
+    assert house.state() is State.READY
+
+
+async def test_ends_that_were_seen_are_not_told_again(house: House, journalctl: Path) -> None:
+    """Another model's last word is older; a run that cortexctl restarted leaves no end at all."""
+    began = time.time()
+    unit, other = await house.running("a"), await house.running("b")
+    seen = house.unit("a").invocation_id
+    await (await house.restart("a")).wait()
+    told = Journal(journalctl, unit)
+    last = {name: house.unit(name).invocation_id for name in ("a", "b")}
+    await house.events("a")
+    await house.close()
+    told.say(What.FAILED, seen, began + 0.000001)
+    later = time.time() + 1
+    for name, of in (("a", unit), ("b", other)):
+        told.say(What.FAILED, last[name], later, unit=of)
+        now_runs(house, of, 1)
+    await house.open()
+    for name in ("a", "b"):
+        assert [e.invocation_id for e in await house.events(name) if e.kind == "ended"] == [last[name]]
+
+
+async def test_a_run_that_was_to_be_restarted_is_no_failure(house: House, journalctl: Path) -> None:
+    unit = await house.running()
+    run = house.unit().invocation_id
+    house.systemd.behave(unit, start="hang", stop="hang")
+    await house.restart()
+    await house.events()
+    await house.close()
+    told = Journal(journalctl, unit)
+    told.say(What.FAILED, run, time.time() + 1, "timeout")
+    now_runs(house, unit, 1)
+    await house.open()
+    assert "ended" not in await house.kinds()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{", "[]", "1", "null", '{"MESSAGE_ID": ["x"]}', json.dumps({"MESSAGE_ID": IDS[What.FAILED]}),
+        json.dumps(
+            {"MESSAGE_ID": IDS[What.FAILED], "USER_UNIT": "u", "USER_INVOCATION_ID": "r", "__REALTIME_TIMESTAMP": "x"}
+        ),
+    ],
+)  # fmt: skip
+async def test_what_is_no_entry_is_passed_over(journalctl: Path, line: str) -> None:
+    told = Journal(journalctl, "u")
+    told.lines.append(line)
+    told.say(What.FAILED, "r", 1, "\x1b[31mforged")
+    (entry,) = await journal.runs(0)
+    assert (entry.run, entry.what, entry.result) == ("r", What.FAILED, "")
+
+
+async def test_a_journal_that_does_not_answer_is_told(
+    journalctl: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(journal, "_DEADLINE", 0.1)
+    journalctl.write_text("#!/bin/sh\nexec sleep 60\n")
+    assert await journal.runs(0) == []
+    assert "the journal cannot be read: journalctl did not end within 0.1 s" in caplog.text
+
+
+async def test_no_more_is_read_of_the_journal_than_is_bounded(
+    journalctl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "_MAX_READ", 1000)
+    journalctl.write_text("#!/bin/sh\nexec yes\n")
+    assert len(await journal.read_run("a", "e" * 32, 0)) == 1000
+
+
+async def test_a_run_that_is_over_before_it_could_be_taken_over_is_not(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading the audit log gives others their turn."""
+    unit = await house.running()
+    await house.events()
+    await house.close()
+    now_runs(house, unit, 1)
+    events, done = Store.events, list[str]()
+
+    async def slowly(store: Store, query: Any) -> Any:
+        if not done:
+            done.append(unit)
+            house.systemd._units.run(unit)
+            house.systemd.change(unit, active_state="active", sub_state="running", n_restarts=2)
+        return await events(store, query)
+
+    monkeypatch.setattr(Store, "events", slowly)
+    await house.open()
+    monkeypatch.undo()
+    last = [e.invocation_id for e in await house.events() if e.kind == "run"][-1]
+    assert last == house.unit().invocation_id == house.manager.view("a").model.serving.run
+
+
+async def test_a_restart_of_which_only_the_outcome_was_seen_is_an_end_and_counts(house: House) -> None:
+    unit = await house.running(max_restarts=1, Restart="always")
+    run = house.unit().invocation_id
+    house.systemd.change(
+        unit, active_state="active", sub_state="running", invocation_id="e" * 32, n_restarts=house.unit().n_restarts + 1
+    )
+    ended = await house.until_event("ended")
+    assert (ended.invocation_id, ended.priority) == (run, Priority.WARNING)
+    assert (await house.kinds())[-1:] != ["ended"], "the next run comes after it"
+    await house.until(State.FAILED)
