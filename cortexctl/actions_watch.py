@@ -93,7 +93,7 @@ def health(context: Context) -> int:
     for name, (result,) in context.on_models(patterns, lambda name: model_call(name, "CheckHealth")):
         word = result["Health"] if result["Health"] != "unknown" else result["State"]
         out.result({"Name": name, **result}, f"{name} is {out.paint(word, word)}{clean(_details(result, time.time()))}")
-        if not out.json and not out.quiet:
+        if result["Health"] != "unknown" and not out.json and not out.quiet:
             _history(context, result["History"])
         if result["Health"] not in ("healthy", "busy"):
             code = FAILURE

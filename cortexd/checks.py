@@ -125,7 +125,11 @@ def secrets_warnings(spec: ModelSpec, api_key: str, secrets: Collection[str]) ->
     if not _is_private(spec.host):
         keyed = api_key in secrets or bool(given.get(api_key)) or "--api-key-file" in spec.extra_args
         if not keyed:
-            remedy = f"'cortexctl secret set {spec.name} {api_key} --generate' or host=127.0.0.1" if api_key else "host=127.0.0.1"
+            remedy = (
+                f"'cortexctl secret set {spec.name} {api_key} --generate' or host=127.0.0.1"
+                if api_key
+                else "host=127.0.0.1"
+            )
             yield f"host={spec.host}: {OPEN_TO_ALL}; {remedy}"
     for name, value in given.items():
         if name in secrets:

@@ -229,7 +229,9 @@ def _parse_environment(raw: object) -> Value:
     for item in items:
         name, sign, _ = item.partition("=")
         if not sign and _VARIABLE.fullmatch(name) and name.isupper():  # any other may be a part of a value
-            raise ValueError(f"{name[:40]} has no value; use {name[:40]}=VALUE, with quotes around a value that has blanks")
+            raise ValueError(
+                f"{name[:40]} has no value; use {name[:40]}=VALUE, with quotes around a value that has blanks"
+            )
         if not sign:
             raise ValueError("use KEY=VALUE, separated by blanks; quote a value that has some")
         if not _VARIABLE.fullmatch(name):

@@ -58,7 +58,9 @@ class Manager:
         self.catalog = Catalog(scope, tools, store, systemd)
         self._examiner = Examiner(scope, tools, systemd, self.catalog.secrets.value)
         self._examiner.prover.on_namespaces = self.catalog.redefine
-        self._proving: set[asyncio.Task[None]] | None = None  # looks at changed models' sandboxes, once `prove` was called
+        self._proving: set[asyncio.Task[None]] | None = (
+            None  # looks at changed models' sandboxes, once `prove` was called
+        )
         self._intents = Intents(store)
         self.life = Lifecycle(self.catalog, store, systemd, self._examiner, self._intents)
         self._diagnoser = Diagnoser(scope, store, systemd, lambda name: self.on_change(name))

@@ -484,7 +484,7 @@ class TestHealth:
 
     def test_health_of_a_stopped_model(self, cortex: Cortex, registered: str) -> None:
         done = cortex.run("health", registered, check=False)
-        assert (done.returncode, done.stdout) == (1, f"{registered} is not probed: it is stopped\n")
+        assert (done.returncode, done.stdout) == (1, f"{registered} is stopped: it is not probed\n")
 
     def test_a_hung_server_is_restarted(self, cortex: Cortex, registered: str) -> None:
         cortex.run(

@@ -245,7 +245,9 @@ def _correct_option(e: Evidence, added_by_hand: str) -> str:
     if e.spec.extra_args:
         return added_by_hand
     if backend in BACKENDS:
-        return _remedy(e, f"install a version of {backend} that has it, or name one: 'cortexctl set {{name}} exec=FILE'")
+        return _remedy(
+            e, f"install a version of {backend} that has it, or name one: 'cortexctl set {{name}} exec=FILE'"
+        )
     return f"correct it in the file of the backend {backend}; 'cortexctl backends' shows where that lies"
 
 

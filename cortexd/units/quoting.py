@@ -65,10 +65,14 @@ def check_length(text: str, words: Iterable[str]) -> None:
     given. Raises InvalidConfig."""
     length = len(text.encode("utf-8", "replace"))
     if length > _MAX_UNIT:
-        raise InvalidConfig(f"the unit would have {length} bytes, at most {_MAX_UNIT} can be read; give fewer or shorter values")
+        raise InvalidConfig(
+            f"the unit would have {length} bytes, at most {_MAX_UNIT} can be read; give fewer or shorter values"
+        )
     for given in words:
         if len(given.encode("utf-8", "replace")) > _MAX_WORD:
-            raise InvalidConfig(f"{given[:40]!r}…: is longer than the {_MAX_WORD} bytes that a program can be given; shorten it")
+            raise InvalidConfig(
+                f"{given[:40]!r}…: is longer than the {_MAX_WORD} bytes that a program can be given; shorten it"
+            )
 
 
 def seconds(value: float) -> str:

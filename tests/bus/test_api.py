@@ -502,9 +502,7 @@ async def test_a_list_of_1000_models_is_one_quick_round_trip(client: Client, hou
     full = {"settings": Variant("b", True), "usage": Variant("b", True), "limits": Variant("b", True)}
     began = time.monotonic()
     whole = await client.manager("ListModels", "asa{sv}", [], full)
-    print(
-        f"1000 models: {quick:.2f} s, with everything {time.monotonic() - began:.2f} s ({cortexd.bus.LIBRARY})"
-    )
+    print(f"1000 models: {quick:.2f} s, with everything {time.monotonic() - began:.2f} s ({cortexd.bus.LIBRARY})")
     assert time.monotonic() - began < 10
     assert [m["Name"] for m in whole] == sorted(m["Name"] for m in whole)
     assert set(whole[0]) == set(CLASSES[MODEL_INTERFACE].interface.properties)
@@ -681,7 +679,8 @@ async def test_why(client: Client, house: House) -> None:
     path = await client.model("a", "Start", "a{sv}", {})
     await client.refused(path, JOB_INTERFACE, "Wait", "a{sv}", {})
     found = await client.model("a", "Why", "a{sv}", {})
-    assert (found["Cause"], found["Sentence"]) == ("unknown", "the server exited with status 1")
+    # The journal here is the real one: another test's model of that name may have spoken.
+    assert found["Cause"] == "unknown" and found["Sentence"].startswith("the server exited with status 1")
     assert [tuple(row) for row in found["Evidence"]][:2] == [("Result", "exit-code"), ("Exit", "status 1")]
 
 
@@ -701,7 +700,11 @@ async def test_settings_are_listed(client: Client) -> None:
     found = await client.manager("ListSettings")
     assert [row[0] for row in found] == list(SETTINGS)
     rows = {row[0]: row[1:] for row in found}
-    assert rows["memory"][1:3] == ["32G", "none"] and rows["port"][2] == "restart" and rows["health.max_failures"][1:3] == ["3", "none"]
+    assert (
+        rows["memory"][1:3] == ["32G", "none"]
+        and rows["port"][2] == "restart"
+        and rows["health.max_failures"][1:3] == ["3", "none"]
+    )
     assert rows["TasksMax"][1] == "" and all(row[0] and row[3] for row in rows.values())
 
 

@@ -84,7 +84,7 @@ def test_a_model_that_starts(cli: Cli, fake: FakeDaemon, usual: int, shown: str)
 )  # fmt: skip
 def test_a_model_that_does_not_run(cli: Cli, fake: FakeDaemon, state: str, reason: str, says: str) -> None:
     code, lines = ask(
-        cli, fake, Health="unknown", State=state, StateReason=reason, Healthy=False, Outcome="not-running", History=[],
+        cli, fake, Health="unknown", State=state, StateReason=reason, Healthy=False, Outcome="not-running",
         Reason=f"it is {state}", Next="liveness probes begin once it is ready", StateChangeTimestamp=1,
     )  # fmt: skip
     assert (code, lines) == (1, [f"a is {state}: {says}"])

@@ -188,7 +188,7 @@ async def test_a_start_is_refused_with_the_reason_and_nothing_is_done(house: Hou
         InvalidConfig, match="is cut off: it ends after 20 bytes, inside its own header; download it again"
     ):
         await house.start()
-    assert house.asked("StartUnit") == [] and await house.kinds() == ["registered"]
+    assert house.asked("StartUnit") == [] and await house.kinds() == ["registered", "start-refused"]
     house.gguf.write_bytes(EMPTY_GGUF)
     assert await (await house.start()).wait() == []
 
@@ -215,7 +215,7 @@ async def test_a_check_says_all_and_does_nothing(house: House) -> None:
     house.server.chmod(0o644)
     found = [(f.level.value, f.what) for f in await house.manager.check("a")]
     assert found == [("error", "path"), ("error", "exec"), ("warning", "sandbox")]
-    assert house.asked("StartUnit") == [] and await house.kinds() == ["registered"]
+    assert house.asked("StartUnit") == [] and await house.kinds() == ["registered", "start-refused"]
 
 
 async def test_a_file_system_that_hangs_holds_neither_the_start_nor_the_daemon(

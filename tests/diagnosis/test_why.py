@@ -203,7 +203,9 @@ def test_what_is_not_known_is_in_the_servers_own_last_words() -> None:
     status = "the server ended while it started (it never answered)"
     lines = (
         *server("loading", "fatal: I die", status),
-        *manager("a: Main process exited, code=exited, status=3", "a: Failed with result 'exit-code'.", "Failed to start."),
+        *manager(
+            "a: Main process exited, code=exited, status=3", "a: Failed with result 'exit-code'.", "Failed to start."
+        ),
     )
     found = cause(*lines, status=3, status_text=f"Not ready: {status}")
     assert found.cause == "unknown"

@@ -127,7 +127,10 @@ async def test_a_port_that_another_model_holds(house: House) -> None:
     await house.register("b", port=18003)
     with pytest.raises(PortInUse, match=r"port 18003 is held by model a; stop it, or 'cortexctl set b port=auto'"):
         await house.start("b")
-    assert ("StartUnit", "cortex-b.service") not in house.systemd.calls and await house.kinds("b") == ["registered", "start-refused"]
+    assert ("StartUnit", "cortex-b.service") not in house.systemd.calls and await house.kinds("b") == [
+        "registered",
+        "start-refused",
+    ]
     await (await house.stop("a")).wait()
     await (await house.start("b")).wait()
     assert house.state("b") is State.READY
