@@ -215,7 +215,7 @@ async def test_a_check_says_all_and_does_nothing(house: House) -> None:
     house.server.chmod(0o644)
     found = [(f.level.value, f.what) for f in await house.manager.check("a")]
     assert found == [("error", "path"), ("error", "exec"), ("warning", "sandbox")]
-    assert house.asked("StartUnit") == [] and await house.kinds() == ["registered", "start-refused"]
+    assert house.asked("StartUnit") == [] and await house.kinds() == ["registered"]
 
 
 async def test_a_file_system_that_hangs_holds_neither_the_start_nor_the_daemon(
