@@ -13,7 +13,7 @@ import pytest
 from tests.support import lab
 from tests.support.cortex import Cortex
 from tests.support.fixtures import Daemon
-from tests.support.units import properties, systemctl
+from tests.support.units import make_program, properties, systemctl
 
 NAME = "examined"
 
@@ -123,7 +123,7 @@ def test_a_program_that_does_not_run(cortex: Cortex) -> None:
     said = f"exec={program}: ended with status 127 when asked for '--version': libllama.so.0: cannot open shared object file"
     assert said in findings(cortex, 1)[0]
     assert said in cortex.fails("start", NAME)
-    program.write_text(f'#!/bin/sh\nexec {lab.LLAMA_SERVER} "$@"\n')
+    make_program(program)
     cortex.run("start", NAME)
 
 
