@@ -164,7 +164,8 @@ class Diagnoser:
         run = unit.invocation_id
         kinds = ("stop", "stopped", "stop-unclean", "kill", "health-restart", "degraded", "unhealthy")
         told = [event for event in await self._history(model, *kinds) if event.invocation_id == run]
-        ending = model.ending if model.ending.run == run else _ending(told)
+        known = model.ending.run == run and model.ending.by != "gave-up"  # that is no word of how the run itself ended
+        ending = model.ending if known else _ending(told)
         stopped = any(event.kind in ("stopped", "stop-unclean") for event in told)
         asked = [event.actor for event in told if event.kind == "stop"]
         failing = [event for event in told if event.kind in ("health-restart", "degraded", "unhealthy")]

@@ -177,3 +177,12 @@ async def test_a_start_that_was_refused_is_why_it_does_not_run(house: House) -> 
     await (await house.start()).wait()
     await (await house.stop()).wait()
     assert (await house.manager.why("a")).cause == "stopped"
+
+
+async def test_the_kill_that_spent_the_budget_is_still_the_callers(house: House) -> None:
+    unit = await house.running(max_restarts=1, Restart="always")
+    house.systemd.behave(unit, restart=True)
+    await house.manager.kill("a", "KILL", "all", ME)
+    await house.until(State.FAILED)
+    event = await house.until_event("cause")
+    assert event.details["sentence"] == "it was sent SIGKILL with cortexctl kill"
