@@ -68,9 +68,9 @@ async def run(scope: Scope) -> int:
             return 1
         notify("READY=1")
         finishing = asyncio.create_task(manager.go_on())
-        closing.callback(finishing.cancel)
+        closing.push_async_callback(_cancel, finishing)
         proving = asyncio.create_task(manager.prove())
-        closing.callback(proving.cancel)
+        closing.push_async_callback(_cancel, proving)
         log.info("cortexd %s is ready: %d models", VERSION, len(manager.catalog.models))
         status = await _serve(bus, stop)
         notify("STOPPING=1")
@@ -83,6 +83,12 @@ def raise_descriptors() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    """End it, and let it put away what it has begun."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def take_folder(scope: Scope) -> int:

@@ -138,8 +138,10 @@ class Manager:
 
     async def close(self) -> None:
         """End our own work; models go on running."""
-        for task in self._proving or ():
+        proving = [*(self._proving or ())]
+        for task in proving:
             task.cancel()
+        await asyncio.gather(*proving, return_exceptions=True)  # a look from inside takes its unit with it
         await self.life.close()
         await self._observer.close()
         self._diagnoser.close()

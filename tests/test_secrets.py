@@ -334,7 +334,9 @@ def test_a_secret_reaches_the_server_and_nothing_else(
                                 "GetManagedObjects"], capture_output=True, text=True, check=True).stdout)  # fmt: skip
     told.append(systemctl("show", unit_name("hush"), "--all").stdout)
     told.append(
-        subprocess.run(["journalctl", "--user", "-o", "export"], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            ["journalctl", "--user", "-o", "export"], capture_output=True, text=True, errors="replace", check=True
+        ).stdout
     )
     told.append(daemon.log.read_text())
     assert "LLAMA_API_KEY" in told[0] and "secret-set" in told[3] and "secret-removed" in told[3]

@@ -87,18 +87,22 @@ class Trials:
         if folder is None:
             raise OSError("there is no runtime folder (XDG_RUNTIME_DIR)")
         unit = f"{CHECK_PREFIX}{name}-{os.getpid()}-{next(_numbers)}.service"
+        begun = ended = False
         try:
             await in_thread(_FILE_SECONDS, lambda: self._write(folder / unit, make()))
+            begun = True
             job = await self._systemd.start_unit(unit)
             try:
                 await job.wait(_SECONDS + 5)
                 return await self._systemd.refresh(unit)
             finally:
                 await self._end(unit)
+                ended = True
         finally:
-            with suppress(OSError, TimeoutError, CortexError):
-                await in_thread(_FILE_SECONDS, lambda: _remove(folder, unit))
-                await self._systemd.refresh(unit)  # nothing is remembered of it
+            if ended or not begun:  # else it is for the next daemon to end, which knows it by its file
+                with suppress(OSError, TimeoutError, CortexError):
+                    await in_thread(_FILE_SECONDS, lambda: _remove(folder, unit))
+                    await self._systemd.refresh(unit)  # nothing is remembered of it
 
     def _write(self, path: Path, look: Look) -> None:
         tools, ours = self._tools, "NOTIFY_SOCKET=${NOTIFY_SOCKET}"

@@ -16,6 +16,7 @@ from cortexd.names import unit_name
 from tests.support import lab
 from tests.support.cortex import Cortex
 from tests.support.fixtures import Daemon
+from tests.support.units import make_program
 from tests.support.wait import until
 
 DROP_INS = Path.home() / ".config" / "systemd" / "user"
@@ -195,8 +196,7 @@ def test_too_slow_to_start_and_to_stop(ctl: Cortex, tmp_path: Path) -> None:
     registered(ctl, "a", "--set", "health.endpoint=/nowhere", "--set", "health.startup_timeout_seconds=1")
     found = why(ctl, "a")
     assert (found["Cause"], "not ready after 1 s" in found["Sentence"]) == ("start-timeout", True), found
-    deaf = program(tmp_path / "server", f'trap "" TERM\n{lab.LLAMA_SERVER} "$@"\nwhile :; do sleep 1; done')
-    registered(ctl, "b", "--exec", str(deaf))
+    registered(ctl, "b", "--exec", str(make_program(tmp_path / "server")), "--extra-args=--fake-ignore-term")
     limited(ctl, "b", "TimeoutStopSec=1")
     ctl.run("start", "b")
     systemctl("stop", unit_name("b"))
