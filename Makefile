@@ -37,8 +37,11 @@ test: deps venv lint ## lint and every test but the whole machines; ARGS="-k nam
 test-private: deps venv ## the private systemd from outside (`make test` runs in it, where root is a user)
 	@CORTEX_LAB=1 $(BIN)/pytest -p no:cacheprovider tests/test_scripts.py -k TestPrivateSystemd
 
-test-machine: venv ## boots whole Debian 12 and 13 machines and tests cortexd as a user has it there; ARGS=trixie
+test-machine: venv ## boots whole Debian 12 and 13 machines and tests cortexd as a user has it there; ARGS="trixie 36"
 	@tests/machine/run $(ARGS)
+
+test-faults: deps venv ## kills cortexd at every await of every use-case on the real systemd; ARGS="-k stop"
+	@FAULTS=real $(BIN)/pytest -q tests/faults/test_kill_points.py $(ARGS)
 
 test-vllm: deps venv ## a real vLLM for CPUs (3.4 GB, once); ARGS="-k name" goes to pytest
 	@PYTHON=$(BIN)/python scripts/get-vllm .demo/vllm
@@ -46,6 +49,9 @@ test-vllm: deps venv ## a real vLLM for CPUs (3.4 GB, once); ARGS="-k name" goes
 
 soak: deps venv ## thirty models under random kills and hangs, the daemon's own included; MINUTES=5
 	@MINUTES=$(or $(MINUTES),5) $(BIN)/pytest -q -s tests/soak/soak.py $(ARGS)
+
+bench: deps venv ## cortexd beside its peers: bench/results.json, docs/performance.md; ARGS="status start", SHORT=1
+	@$(BIN)/python -m bench $(if $(SHORT),--short) $(ARGS)
 
 demo: venv ## a real llama-server as a service: start, ask, kill, watch it come back
 	@scripts/demo
@@ -68,4 +74,4 @@ clean: ## everything that the other targets made in this folder
 	@rm -rf .venv .demo build .coverage .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help deps venv lint test test-private test-machine test-vllm soak demo install uninstall man completion clean
+.PHONY: help deps venv lint test test-private test-machine test-faults test-vllm soak bench demo install uninstall man completion clean

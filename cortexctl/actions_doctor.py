@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 
 from cortexctl.context import Context
@@ -100,7 +99,7 @@ def _fix(context: Context, groups: Groups) -> Groups:
     """Ask for each repair and do it; returns what is to be said afterwards."""
     out = context.out
     fixable = [line for line in _all(groups) if line.fix is not None]
-    asking = sys.stdin.isatty() and sys.stderr.isatty()
+    asking = out.asking
     if not fixable:
         out.note("nothing here can be fixed by --fix" if any(line.wrong for line in _all(groups)) else "all is well")
         return groups
@@ -111,7 +110,7 @@ def _fix(context: Context, groups: Groups) -> Groups:
     done = 0
     for line in fixable:
         assert line.fix is not None
-        if not (context.args.yes or _agreed(line.fix.question)):
+        if not (context.args.yes or out.agreed(line.fix.question)):
             continue
         try:
             fixes.apply(line.fix, interactive=asking)
@@ -127,12 +126,3 @@ def _fix(context: Context, groups: Groups) -> Groups:
     left = [line for line in _all(groups) if line.wrong]
     out.note(f"{_things(len(left))} left to fix" if left else "all is well now")
     return groups
-
-
-def _agreed(question: str) -> bool:
-    """Whether a person says yes; anything else is a no."""
-    print(f"{clean(question)} [y/N] ", end="", file=sys.stderr, flush=True)
-    answer = sys.stdin.readline()
-    if not answer.endswith("\n"):
-        print(file=sys.stderr)
-    return answer.strip().lower() in ("y", "yes")

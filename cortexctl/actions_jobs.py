@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from cortexctl.bus import PROPERTIES, Call
 from cortexctl.context import Context, manager_call, model_call
@@ -13,14 +11,18 @@ from cortexctl.human import clean, duration
 from cortexctl.progress import Progress
 from cortexd.names import JOB_INTERFACE, MODEL_INTERFACE, model_path
 
+TYPE_CHECKING = False  # see cortexctl.bus
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
 TRUE = ("b", True)
 
 
-class Words(NamedTuple):
+class Words:
     """How a job is spoken of: while it runs, and when it is done ({name}, {url}, {time} are filled in)."""
 
-    doing: str
-    done: str
+    def __init__(self, doing: str, done: str) -> None:
+        self.doing, self.done = doing, done
 
 
 START = Words("Starting", "{name} is ready at {url} ({time})")

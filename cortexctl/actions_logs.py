@@ -7,9 +7,13 @@ import sys
 
 from cortexctl import filtered, journal
 from cortexctl.bus import Bus
-from cortexctl.context import Context, Info, manager_call
+from cortexctl.context import Context, manager_call
 from cortexctl.errors import NO_SUCH_MODEL, USAGE, CtlError
 from cortexd.names import unit_name
+
+TYPE_CHECKING = False  # see cortexctl.bus
+if TYPE_CHECKING:
+    from cortexctl.context import Info
 
 _OPTIONS = (
     ("follow", "--follow"),
@@ -35,11 +39,13 @@ def logs(context: Context) -> int:
     if (problem := journal.unreadable()) is not None:
         raise CtlError("JournalUnreadable", f"log lines cannot be shown: {problem}")
     units = [unit_name(name) for name in args.names] if models is None else [info["Unit"] for info in models]
-    selection = [word for unit in units for word in ("+", *journal.unit_match(unit))][1:]
+    selection = [word for unit in units for word in (*journal.unit_match(unit), "+")] + journal.dropped_match()
     if args.previous:
         if len(units) != 1:
             raise CtlError("Usage", "--previous takes one model", USAGE)
         selection = journal.run_match(_previous(context, args.names[0], models))
+    elif not args.quiet and (note := journal.flood()):
+        context.out.warn(note)
     if context.out.json:
         args.output = args.output or "json"
     command = ["journalctl", journal.reading(), *_given(args), *selection]

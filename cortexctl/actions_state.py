@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from cortexctl.bus import PROPERTIES, Call
-from cortexctl.context import Context, Info
+from cortexctl.context import Context
 from cortexctl.errors import FAILURE, NO_SUCH_MODEL, NOT_ACTIVE, OK
 from cortexctl.human import NOT_AVAILABLE, size
 from cortexctl.output import ACTIVE, Row
 from cortexd.names import MANAGER_INTERFACE, ROOT_PATH
 from cortexd.version import VERSION
 
+TYPE_CHECKING = False  # typing takes as long to import as half of our own modules
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from cortexctl.context import Info
+
 _ENABLED = ("enabled", "enabled-runtime", "static", "alias", "indirect", "generated")
 """The unit file states that systemctl is-enabled counts as enabled."""
+
+_SHOWN = (
+    "Name",
+    "State",
+    "StateReason",
+    "Backend",
+    "URL",
+    "MemoryCurrent",
+    "UnitFileState",
+    "Warnings",
+    "RestartNeeded",
+)
+"""Properties that the table is made of."""
 
 
 def status(context: Context) -> int:
@@ -39,7 +56,10 @@ def status(context: Context) -> int:
 def table(context: Context) -> int:
     """One line a model."""
     out, names = context.out, context.args.names
-    models = context.models(names, usage=True, settings=out.json, limits=out.json)
+    if out.json:
+        models = context.models(names, usage=True, settings=True, limits=True)
+    else:
+        models = context.models(names, usage=True, properties=_SHOWN)
     if out.json:
         for info in models:
             out.result(info)
@@ -73,7 +93,7 @@ def is_enabled(context: Context) -> int:
 def _check(context: Context, key: str, holds: Callable[[Info], bool], otherwise: int) -> int:
     """Print one property of each model; the code is systemctl's: success as soon as one holds."""
     out = context.out
-    models, unknown = context.lookup(context.args.names)
+    models, unknown = context.lookup(context.args.names, properties=["Name", key, "State"])
     for info in models:
         out.result({"Name": info["Name"], key: info[key]}, out.paint(info[key], info[key]))
     for name, error in unknown.items():
@@ -85,13 +105,12 @@ def _check(context: Context, key: str, holds: Callable[[Info], bool], otherwise:
 
 def _row(info: Info) -> Row:
     memory = info["MemoryCurrent"]
-    running = info["MainPID"] != 0
     cells = (
         info["Name"],
         info["State"],
         info["Backend"],
         info["URL"],
-        size(memory) if running and memory != NOT_AVAILABLE else "-",
+        size(memory) if memory != NOT_AVAILABLE else "-",
         info["UnitFileState"] or "-",
     )
     remarks = [info["StateReason"], *info["Warnings"]]

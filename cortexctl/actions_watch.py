@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 
-from cortexctl.context import MODEL_CHANGES, OWNER_CHANGES, Context, Info, model_call
+from cortexctl.context import MODEL_CHANGES, OWNER_CHANGES, Context, model_call
 from cortexctl.errors import FAILURE, NO_SUCH_MODEL, OK, CtlError, no_such_model
-from cortexctl.human import clean, duration
+from cortexctl.human import clean, duration, failed_runs
 from cortexctl.output import ACTIVE
 from cortexctl.progress import TICK, Progress
 from cortexd.names import model_path
+
+TYPE_CHECKING = False  # see cortexctl.bus
+if TYPE_CHECKING:
+    from cortexctl.context import Info
 
 _LOST = ("stopped", "failed")
 """States from which a model does not become ready by itself."""
@@ -108,8 +112,9 @@ def _details(result: Info, now: float) -> str:
         return f"{_elapsed(result, now)}: {'; '.join(part for part in said if part)}"
     answer = f"{result['Outcome']} in {duration(result['LatencyUSec'] / 1e6)} at {result['Endpoint']}"
     busy = f"not counted: {result['StateReason']}" if result["Health"] == "busy" else ""
-    failures = f"{result['Failures']} of {result['MaxFailures']} failures in a row" if result["Failures"] else ""
-    return ": " + "; ".join(part for part in (answer, busy or result["Reason"], failures, result["Next"]) if part)
+    failures = f"{result['Failures']} of {result['MaxFailures']} failed probes in a row" if result["Failures"] else ""
+    runs = failed_runs(result["FailedRuns"], result["MaxRestarts"]) if result["FailedRuns"] else ""
+    return ": " + "; ".join(part for part in (answer, busy or result["Reason"], failures, runs, result["Next"]) if part)
 
 
 def _elapsed(result: Info, now: float) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from cortexctl.context import Context, Info, model_call
+from cortexctl.context import Context, model_call
 from cortexctl.errors import NO_SUCH_MODEL
 from cortexctl.human import clean, strip_sequences
+
+TYPE_CHECKING = False  # see cortexctl.bus
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cortexctl.context import Info
 
 _LOG = "Log"
 """The label of log lines, which are shown below one another."""

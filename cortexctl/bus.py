@@ -1,30 +1,36 @@
-"""The connection to the user's bus, and the only module that knows jeepney.
+"""The connection to the user's bus.
 
 Calls are sent all at once and their replies taken as they come; between them there is room for signals and for a
 look at why the daemon does not answer. Failures are CtlErrors.
+
+Without a library: to import one takes longer than all that a frequent verb does (docs/performance.md).
 """
 
 from __future__ import annotations
 
+import _socket  # what socket(3) needs; the module around it takes a millisecond to import
 import os
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from time import monotonic
-from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
 
-from jeepney import HeaderFields, MessageType
-from jeepney.bus import get_connectable_addresses
-from jeepney.io.blocking import prep_socket
-from jeepney.low_level import Header, MessageFlag, calc_msg_size
-from jeepney.wrappers import DBusAddress, new_method_call
-
+from cortexctl import wire
 from cortexctl.errors import CtlError, DaemonError
-from cortexctl.wire import decode
+from cortexd import encoding
 from cortexd.names import BUS_NAME
+
+TYPE_CHECKING = False  # typing takes as long to import as half of our own modules
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from types import ModuleType
+    from typing import Any, TypeVar
+
+    K = TypeVar("K", bound=Hashable)
+    Reply = tuple[Any, ...] | CtlError
 
 CALL_TIMEOUT = 30.0
 """Seconds for an ordinary call; jobs are waited for without end."""
+_LET_IN = 5.0
 _TICK = 0.1
 _PATIENCE = 2.0
 """Seconds without a first answer after which we look whether the daemon's unit has failed."""
@@ -35,27 +41,32 @@ _UNASKED = ("NameAcquired", "NameLost")
 PROPERTIES = "org.freedesktop.DBus.Properties"
 DBUS = "org.freedesktop.DBus"
 
-K = TypeVar("K", bound=Hashable)
-Reply = tuple[Any, ...] | CtlError
 
-
-class Call(NamedTuple):
+class Call:
     """A method call. In `body` a variant is a pair of signature and value."""
 
-    path: str
-    interface: str
-    member: str
-    signature: str = ""
-    body: tuple[Any, ...] = ()
-    destination: str = BUS_NAME
+    __slots__ = ("body", "destination", "interface", "member", "path", "signature")
+
+    def __init__(
+        self,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str = "",
+        body: tuple[Any, ...] = (),
+        destination: str = BUS_NAME,
+    ) -> None:
+        self.path, self.interface, self.member = path, interface, member
+        self.signature, self.body, self.destination = signature, body, destination
 
 
-class Signal(NamedTuple):
+class Signal:
     """A signal that came in."""
 
-    path: str
-    member: str
-    body: tuple[Any, ...]
+    __slots__ = ("body", "member", "path")
+
+    def __init__(self, path: str, member: str, body: tuple[Any, ...]) -> None:
+        self.path, self.member, self.body = path, member, body
 
 
 class DBusError(Exception):
@@ -87,10 +98,10 @@ class Bus:
         self._autostart = autostart
         self._buffer = bytearray()
         self._serial = 0
+        self._hello = self._send(bus_call("Hello"))  # its answer tells nothing that is needed
         self._replies: dict[int, tuple[Any, ...] | DBusError] = {}
         self._answered = not autostart
         self.signals: deque[Signal] = deque()
-        self.call(bus_call("Hello"))
 
     def close(self) -> None:
         """Leave the bus; a program that ends does so anyway."""
@@ -151,13 +162,11 @@ class Bus:
         return self.signals.popleft() if self.signals else None
 
     def _send(self, call: Call) -> int:
-        destination = DBusAddress(call.path, bus_name=call.destination, interface=call.interface)
-        message = new_method_call(destination, call.member, call.signature or None, call.body)
-        if not self._autostart:
-            message.header.flags = MessageFlag.no_auto_start
         self._serial += 1
+        fields = {encoding.PATH: call.path, encoding.DESTINATION: call.destination, encoding.INTERFACE: call.interface}
+        fields[encoding.MEMBER] = call.member
         try:
-            data = message.serialise(serial=self._serial)
+            data = wire.method_call(self._serial, fields, call.signature, call.body, autostart=self._autostart)
         except UnicodeEncodeError:
             raise CtlError("InvalidConfig", "an argument is not valid UTF-8") from None
         try:
@@ -179,24 +188,24 @@ class Bus:
         if not data:
             raise _lost(None)
         self._buffer += data
-        while len(self._buffer) >= 16 and len(self._buffer) >= (size := calc_msg_size(self._buffer[:16])):
+        while len(self._buffer) >= 16 and len(self._buffer) >= (size := wire.size(self._buffer)):
             self._file(bytes(self._buffer[:size]))
             del self._buffer[:size]
 
     def _file(self, data: bytes) -> None:
-        header, position = Header.from_buffer(data)
-        fields = header.fields
-        body = data[position + -position % 8 :]
-        values = decode(fields.get(HeaderFields.signature, ""), body, header.endianness.struct_code())
-        kind = header.message_type
-        if kind is MessageType.signal and fields[HeaderFields.member] not in _UNASKED:
-            self.signals.append(Signal(fields[HeaderFields.path], fields[HeaderFields.member], values))
-        elif kind is MessageType.method_return:
-            self._answered = self._answered or fields.get(HeaderFields.sender) != DBUS
-            self._replies[fields[HeaderFields.reply_serial]] = values
-        elif kind is MessageType.error:
-            text = values[0] if values and isinstance(values[0], str) else ""
-            self._replies[fields[HeaderFields.reply_serial]] = DBusError(fields[HeaderFields.error_name], text)
+        kind, fields, values = wire.received(data)
+        if kind == wire.SIGNAL and fields[encoding.MEMBER] not in _UNASKED:
+            self.signals.append(Signal(fields[encoding.PATH], fields[encoding.MEMBER], values))
+        elif kind in (wire.METHOD_RETURN, wire.ERROR):
+            serial = fields[encoding.REPLY_SERIAL]
+            if serial == self._hello:
+                return
+            if kind == wire.METHOD_RETURN:
+                self._answered = self._answered or fields.get(encoding.SENDER) != DBUS
+                self._replies[serial] = values
+            else:
+                text = values[0] if values and isinstance(values[0], str) else ""
+                self._replies[serial] = DBusError(fields[encoding.ERROR_NAME], text)
 
 
 def _diagnose() -> ModuleType:
@@ -205,16 +214,43 @@ def _diagnose() -> ModuleType:
     return diagnose
 
 
-def _connect(where: str) -> Any:
+def _connect(where: str) -> _socket.socket:
+    """A socket on which the bus has let us in (D-Bus specification, authentication protocol)."""
     try:
-        return prep_socket(next(get_connectable_addresses(where)), timeout=5.0)
-    except (OSError, ValueError, RuntimeError, KeyError, StopIteration) as e:
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        sock.settimeout(_LET_IN)
+        sock.connect(_name(where))
+        sock.sendall(b"\0AUTH EXTERNAL %b\r\n" % str(os.geteuid()).encode().hex().encode())
+        answer = b""
+        while not answer.endswith(b"\r\n"):
+            if not (more := sock.recv(512)):
+                raise ValueError("it closed the connection")
+            answer += more
+        if not answer.startswith(b"OK "):
+            raise ValueError(f"it does not let this user in: {answer[:80].decode('ascii', 'replace').strip()}")
+        sock.sendall(b"BEGIN\r\n")
+        return sock
+    except (OSError, ValueError) as e:
         reason = os.strerror(e.errno) if isinstance(e, OSError) and e.errno else str(e) or type(e).__name__
     raise DaemonError(
         "BusUnavailable",
         f"cannot reach your message bus at {where} ({reason}); log in as this user (not through su or sudo), "
         "or let its manager run without a login: sudo loginctl enable-linger $USER",
     )
+
+
+def _name(where: str) -> str:
+    """The socket of the first address that has one (D-Bus specification, server addresses). Raises ValueError."""
+    from_hex = bytes.fromhex
+    for part in where.split(";"):
+        transport, _, keys = part.partition(":")
+        given = dict(item.partition("=")[::2] for item in keys.split(","))
+        for key, before in (("path", ""), ("abstract", "\0")):
+            if transport == "unix" and given.get(key):
+                first, *escaped = given[key].split("%")
+                name = os.fsencode(first) + b"".join(from_hex(e[:2]) + os.fsencode(e[2:]) for e in escaped)
+                return before + os.fsdecode(name)
+    raise ValueError("it is no address of a Unix socket")
 
 
 def _lost(error: OSError | None) -> CtlError:

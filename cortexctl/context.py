@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 from cortexctl.bus import DBUS, PROPERTIES, Bus, Call
 from cortexctl.errors import NO_SUCH_MODEL, OK, CtlError, DaemonError
 from cortexctl.human import about
 from cortexctl.output import Output
 from cortexd.names import BUS_NAME, MANAGER_INTERFACE, MODEL_INTERFACE, MODEL_PREFIX, ROOT_PATH, model_path
+
+TYPE_CHECKING = False  # typing takes as long to import as half of our own modules
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any
+
+    Info = dict[str, Any]
+    """A model as ListModels describes it; the keys are the properties of org.cortexlinux.Cortex1.Model."""
 
 MODEL_CHANGES = (
     f"sender='{BUS_NAME}',interface='{PROPERTIES}',member='PropertiesChanged',"
@@ -20,9 +26,6 @@ MODEL_CHANGES = (
 """Match rule of every model's changes."""
 OWNER_CHANGES = f"sender='{DBUS}',interface='{DBUS}',member='NameOwnerChanged',arg0='{BUS_NAME}'"
 """Match rule of the daemon's coming and going."""
-
-Info = dict[str, Any]
-"""A model as ListModels describes it; the keys are the properties of org.cortexlinux.Cortex1.Model."""
 
 
 def manager_call(member: str, signature: str = "", *body: Any) -> Call:
@@ -64,7 +67,7 @@ class Context:
         if self.out.json and name:
             self.out.result({"Name": name, "error": error.name, "message": error.message})
 
-    def models(self, patterns: Sequence[str], **options: bool) -> list[Info]:
+    def models(self, patterns: Sequence[str], **options: bool | Sequence[str]) -> list[Info]:
         """The models that the patterns name, each once; a name that is unknown, or patterns that match nothing, are reported."""
         found, unknown = self.lookup(patterns, **options)
         for name, error in unknown.items():
@@ -74,9 +77,14 @@ class Context:
             self.exit_code = self.exit_code or NO_SUCH_MODEL
         return found
 
-    def lookup(self, patterns: Sequence[str], **options: bool) -> tuple[list[Info], dict[str, CtlError]]:
-        """Models that match, and the error of each name that is unknown. options: settings, usage, limits (see ListModels)."""
-        variants = {name: ("b", True) for name, wanted in options.items() if wanted}
+    def lookup(
+        self, patterns: Sequence[str], **options: bool | Sequence[str]
+    ) -> tuple[list[Info], dict[str, CtlError]]:
+        """Models that match, and the error of each name that is unknown. options: settings, usage, limits, properties (see
+        ListModels)."""
+        variants = {
+            name: ("b", True) if wanted is True else ("as", wanted) for name, wanted in options.items() if wanted
+        }
 
         def listing(wanted: Sequence[str]) -> Call:
             return manager_call("ListModels", "asa{sv}", list(wanted), variants)
@@ -105,7 +113,7 @@ class Context:
     def names(self, patterns: Sequence[str]) -> list[str]:
         """The names alone, each once; cheaper where all are plain, since no unit has to be looked at."""
         if not patterns or any(map(is_pattern, patterns)):
-            return [info["Name"] for info in self.models(patterns)]
+            return [info["Name"] for info in self.models(patterns, properties=["Name"])]
         return [name for name, _ in self.each({name: manager_call("GetModel", "s", name) for name in patterns})]
 
     def each(self, calls: Mapping[str, Call]) -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from cortexctl import journal
-from cortexctl.context import Info
-from cortexctl.human import NOT_AVAILABLE, ago, alarming, clean, duration, exact_size, moment, size
+from cortexctl.human import NOT_AVAILABLE, ago, alarming, clean, duration, exact_size, failed_runs, moment, size
 from cortexctl.output import Output
+
+TYPE_CHECKING = False  # see cortexctl.bus
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+    from cortexctl.context import Info
 
 _LABEL_WIDTH = 11
 
@@ -41,6 +45,8 @@ def _fields(info: Info) -> Iterator[tuple[str, str, str]]:
     if info["MainPID"]:
         yield "Health", _health(info), info["Health"]
     yield "URL", info["URL"], ""
+    if info["URL"].startswith("unix:"):
+        yield "Ask by", f"curl --unix-socket {info['URL'].removeprefix('unix:')} http://localhost/", ""
     yield "Loaded", f"{info['LoadState']} ({info['FragmentPath'] or info['Unit']}; {info['UnitFileState']})", ""
     for path in info["DropInPaths"]:
         yield "Drop-In", path, ""
@@ -52,8 +58,8 @@ def _fields(info: Info) -> Iterator[tuple[str, str, str]]:
         yield "Usually", f"ready after {duration(info['UsualLoadUSec'] / 1e6)}", ""
     if info["StatusText"] and info["ActiveState"] not in ("inactive", "failed"):
         yield "Status", f'"{info["StatusText"]}"', ""
-    if info["NRestarts"]:
-        yield "Restarts", str(info["NRestarts"]), ""
+    if restarts := [*_restarts(info)]:
+        yield "Restarts", "; ".join(restarts), ""
     if info["MainPID"]:
         yield from _process(info, info.get("Settings", {}))
     if info["Secrets"]:
@@ -62,6 +68,13 @@ def _fields(info: Info) -> Iterator[tuple[str, str, str]]:
         yield "Changed", "settings or secrets were changed since it was started; restart it to use them", "warning"
     for warning in info["Warnings"]:
         yield "Warning", warning, "alarm" if alarming(warning) else ""
+
+
+def _restarts(info: Info) -> Iterator[str]:
+    if info["NRestarts"]:
+        yield f"{info['NRestarts']} by systemd"
+    if info["FailedRuns"]:
+        yield failed_runs(info["FailedRuns"], info.get("Settings", {}).get("max_restarts", 0))
 
 
 def _process(info: Info, settings: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -116,7 +129,8 @@ def _lacks(controller: str) -> str:
 def _health(info: Info) -> str:
     text: str = info["Health"]
     if info["HealthFailures"]:
-        text += f" ({info['HealthFailures']} in a row)"
+        before = " before that" if text == "busy" else ""
+        text += f" ({info['HealthFailures']} failed probes in a row{before})"
     return f"{text}: {info['HealthReason']}" if info["HealthReason"] else text
 
 

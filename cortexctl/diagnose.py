@@ -43,10 +43,21 @@ def explain(bus: Bus, call: Call, error: DBusError) -> CtlError:
     if short in _OTHER_API:
         return _other_version(bus) or _vanished(call) or CtlError(error.name, f"{call.member}: {error.text}")
     if short in _ENDED:
-        return DaemonError("DaemonEnded", f"cortexd ended during the call; models go on running; {_SEE}")
+        return _ended(call)
     if short in _NOT_STARTED or error.name.startswith((f"{DBUS}.Error.Spawn.", SYSTEMD)):
         return not_starting(bus) or DaemonError("DaemonUnavailable", f"cortexd does not answer ({error.text}); {_SEE}")
     return CtlError(error.name, error.text or f"{call.member} failed: {error.name}")
+
+
+def _ended(call: Call) -> CtlError:
+    """Where a change was asked for, the model is as before or as asked for, whenever cortexd ended; its next start decides."""
+    name = _model_of(call)
+    look = f"cortexctl events {name}" if name else "cortexctl events"
+    return DaemonError(
+        "DaemonEnded",
+        f"cortexd ended during the call; models go on running, and what was begun is finished or undone when it starts again: "
+        f"'{look}' shows which, 'journalctl --user -u {UNIT}' may say why it ended",
+    )
 
 
 def timed_out(bus: Bus, call: Call, seconds: float) -> CtlError:
@@ -126,10 +137,15 @@ def version_mismatch(running: str) -> CtlError:
 
 
 def _vanished(call: Call) -> CtlError | None:
-    if not call.path.startswith(MODEL_PREFIX):
-        return None
-    label = call.path.removeprefix(MODEL_PREFIX)
-    return no_such_model(re.sub("_([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), label))
+    return no_such_model(_model_of(call)) if call.path.startswith(MODEL_PREFIX) else None
+
+
+def _model_of(call: Call) -> str:
+    """The model that a call is about; empty where it is about none, or about several."""
+    if call.path.startswith(MODEL_PREFIX):
+        label = call.path.removeprefix(MODEL_PREFIX)
+        return re.sub("_([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), label)
+    return call.body[0] if call.body and isinstance(call.body[0], str) else ""
 
 
 def _is_running(bus: Bus) -> bool:

@@ -10,7 +10,7 @@ NOT_AVAILABLE = 2**64 - 1
 
 _SECOND = 1_000_000
 _STEPS = (("y", 31_557_600), ("month", 2_629_800), ("w", 604_800), ("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
-_SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-_])")
+_SEQUENCE = r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-_])"
 
 
 def clean(text: str, keep: str = "") -> str:
@@ -26,7 +26,7 @@ def _spelled(c: str) -> str:
 
 def strip_sequences(text: str) -> str:
     """`text` without terminal sequences (colours, titles), for lines that a program wrote for a terminal."""
-    return clean(_SEQUENCE.sub("", text), keep="\t")
+    return clean(re.sub(_SEQUENCE, "", text), keep="\t")
 
 
 def about(name: str, text: str) -> str:
@@ -53,6 +53,11 @@ def exact_size(value: int) -> str:
         if value and value % unit == 0:
             return f"{value // unit}{suffix}"
     return str(value)
+
+
+def failed_runs(failed: int, most: int) -> str:
+    """How much of a restart budget is spent."""
+    return f"{failed} of {most} failed runs in a row"
 
 
 def duration(seconds: float) -> str:

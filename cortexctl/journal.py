@@ -4,35 +4,77 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 from cortexctl.human import strip_sequences
 
 _STARTING = "MESSAGE_ID=7d4958e842da4a758f6c1cdc7b36dcc5"
 """systemd's message when it begins to start a unit (sd-messages(3)): one a run, found by its index."""
+_SYSTEMS = "system.journal"
 _SECONDS = 3.0
 _LONGEST_LINE = 2000
 FOLDERS = (Path("/var/log/journal"), Path("/run/log/journal"))
 
+_BY_MANAGER = "_SYSTEMD_USER_UNIT=init.scope"
+"""What the user's manager says: a server can send every field that systemd's lines have but those that begin with "_",
+which are journald's own."""
+_BY_CORTEXD = "_SYSTEMD_USER_UNIT=cortexd.service"
+_DROPPED = "MESSAGE_ID=a596d6fe7bfa4994828e72309e95d61e"
+"""journald's word that it has dropped lines, in the system's journal."""
+
 
 def unit_match(unit: str) -> list[str]:
-    """Every line of a unit: its processes' and the manager's about it, and those that the journal cannot give to a unit,
-    since their process was gone by then; they still carry its identifier."""
+    """Every line of a unit: its processes' and the manager's and cortexd's about it, and those that the journal cannot give
+    to a unit, since their process was gone by then; they still carry its identifier."""
     user = f"_UID={os.getuid()}"
     identifier = f"SYSLOG_IDENTIFIER={unit.removesuffix('.service')}"
-    return [f"_SYSTEMD_USER_UNIT={unit}", user, "+", f"USER_UNIT={unit}", user, "+", identifier, user]
+    return [
+        f"_SYSTEMD_USER_UNIT={unit}", user,
+        "+", f"USER_UNIT={unit}", user, _BY_MANAGER, _BY_CORTEXD,
+        "+", identifier, user, "_TRANSPORT=stdout",
+    ]  # fmt: skip
 
 
 def run_match(invocation: str) -> list[str]:
     """The lines of one run, the manager's own about it included."""
-    return [f"_SYSTEMD_INVOCATION_ID={invocation}", "+", f"USER_INVOCATION_ID={invocation}"]
+    user = f"_UID={os.getuid()}"
+    return [
+        f"_SYSTEMD_INVOCATION_ID={invocation}", user,
+        "+", f"USER_INVOCATION_ID={invocation}", user, _BY_MANAGER, _BY_CORTEXD,
+    ]  # fmt: skip
+
+
+def dropped_match() -> list[str]:
+    """That journald dropped lines of the user's services, whose limit is one for them all; only who may read the system's
+    journal finds it. It comes with the next line that journald takes."""
+    return [_DROPPED, "_TRANSPORT=driver", f"OBJECT_SYSTEMD_UNIT=user@{os.getuid()}.service"]
 
 
 def reading(folders: tuple[Path, ...] = FOLDERS) -> str:
-    """How journalctl is to read: a user's own journal, or all there is, without a hint about what is not there."""
+    """How journalctl is to read: a user's own journal, or all that may be read, without a hint about what may not."""
     own = f"user-{os.getuid()}.journal"
-    mine = (file for folder in folders for file in _journals(folder) if file.name == own)
-    return "--user" if any(os.access(file, os.R_OK) for file in mine) else "--quiet"
+    readable = {file.name for folder in folders for file in _journals(folder) if os.access(file, os.R_OK)}
+    return "--user" if own in readable and _SYSTEMS not in readable else "--quiet"
+
+
+def flood(folders: tuple[Path, ...] = FOLDERS) -> str:
+    """That journald may be dropping lines of the user's services, and for whose sake; empty where it does not. For those
+    who may not read where it says so itself: told by how many lines it took in its window of 30 s, 10,000 at least
+    (journald.conf(5), RateLimitBurst=)."""
+    if any(os.access(file, os.R_OK) for folder in folders for file in _journals(folder) if file.name == _SYSTEMS):
+        return ""
+    uid = os.getuid()
+    # One limit for each severity; that of a server's lines is the one of notices, too.
+    match = [f"_SYSTEMD_UNIT=user@{uid}.service", f"_UID={uid}", "PRIORITY=5", "PRIORITY=6"]
+    units = Counter(_journalctl("--since=-30s", "-o", "cat", "--output-fields=_SYSTEMD_USER_UNIT", *match).splitlines())
+    if units.total() < 10_000:
+        return ""
+    ((unit, most),) = units.most_common(1)
+    return (
+        f"the journal may be dropping lines: it takes only so many in 30 s from all of your services together, and "
+        f"{unit.removesuffix('.service')} wrote {most} of the last {units.total()}; 'man journald.conf' (RateLimitBurst=)"
+    )
 
 
 def unreadable(folders: tuple[Path, ...] = FOLDERS) -> str | None:
@@ -82,7 +124,16 @@ def runs(unit: str, count: int) -> list[str]:
     import json
 
     text = _journalctl(
-        "-r", "-n", str(count), "-o", "json", "--output-fields=USER_INVOCATION_ID", _STARTING, f"USER_UNIT={unit}"
+        "-r",
+        "-n",
+        str(count),
+        "-o",
+        "json",
+        "--output-fields=USER_INVOCATION_ID",
+        _STARTING,
+        f"USER_UNIT={unit}",
+        f"_UID={os.getuid()}",
+        _BY_MANAGER,
     )
     records = [json.loads(line) for line in text.splitlines()]
     return [str(record["USER_INVOCATION_ID"]) for record in records if "USER_INVOCATION_ID" in record]

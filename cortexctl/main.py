@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
 
 from cortexctl.context import Context
 from cortexctl.errors import FAILURE, INTERRUPTED, OK, CtlError
 from cortexctl.output import Output
 from cortexctl.parser import parse
 from cortexctl.verbs import HIDDEN, VERBS
+
+TYPE_CHECKING = False  # typing takes as long to import as half of our own modules
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 PROGRAMS = ("cortexctl", "cortex-model")
 _BROKEN_PIPE = 141

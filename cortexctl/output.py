@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TextIO
 
 from cortexctl.errors import CtlError
 from cortexctl.human import NOT_AVAILABLE, alarming, clean
+
+TYPE_CHECKING = False  # typing takes as long to import as half of our own modules
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, TextIO
 
 ACTIVE = ("ready", "busy", "degraded", "unhealthy")
 """States in which a model counts as active."""
@@ -43,12 +46,13 @@ _COLORS = {
 }
 
 
-class Row(NamedTuple):
+class Row:
     """A row of a table: cells, the state whose mark stands in front, and a remark on a line of its own."""
 
-    cells: Sequence[str]
-    mark: str = ""
-    below: str = ""
+    __slots__ = ("below", "cells", "mark")
+
+    def __init__(self, cells: Sequence[str], mark: str = "", below: str = "") -> None:
+        self.cells, self.mark, self.below = cells, mark, below
 
 
 class Output:
@@ -67,6 +71,19 @@ class Output:
     def interactive(self) -> bool:
         """A person looks on: progress and hints are welcome."""
         return not self.json and not self.quiet and sys.stderr.isatty()
+
+    @property
+    def asking(self) -> bool:
+        """Somebody is there to answer."""
+        return sys.stdin.isatty() and sys.stderr.isatty()
+
+    def agreed(self, question: str) -> bool:
+        """Whether a person says yes; anything else is a no."""
+        print(f"{clean(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline()
+        if not answer.endswith("\n"):
+            print(file=sys.stderr)
+        return answer.strip().lower() in ("y", "yes")
 
     def line(self, text: str = "") -> None:
         """A line of a result that was asked for; --quiet does not take it away."""

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
 
 from cortexctl.errors import EXIT_CODES, USAGE, CtlError
 from cortexctl.output import width
 from cortexctl.verbs import GROUPS, HIDDEN, VERBS
 from cortexd.version import VERSION
+
+TYPE_CHECKING = False  # typing takes as long to import as half of our own modules
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
 
 
 class Formatter(argparse.HelpFormatter):

@@ -5,25 +5,35 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
 
-from cortexctl.bus import Call, Reply
-from cortexctl.context import MODEL_CHANGES, Context, Info
-from cortexctl.errors import DaemonError, Interrupted
+from cortexctl.bus import Call
+from cortexctl.context import MODEL_CHANGES, Context
+from cortexctl.errors import CtlError, DaemonError, Interrupted
 from cortexctl.human import clean, duration
 from cortexctl.output import printable, width
 from cortexd.names import model_path
 
+TYPE_CHECKING = False  # see cortexctl.bus
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from types import TracebackType
+
+    from cortexctl.bus import Reply
+    from cortexctl.context import Info
+
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _PLAIN_FRAMES = "|/-\\"
 _CLEAR = "\r\x1b[K"
-_ELAPSED = re.compile(r"(?<=\()(\d+ min )?\d+ s, | \((\d+ min )?\d+ s\)$")
+_ELAPSED = r"(?<=\()(\d+ min )?\d+ s, | \((\d+ min )?\d+ s\)$"
 """The seconds in the waiter's status: the line has its own."""
 _LEAST = 10
 """Columns below which a reason says nothing."""
 TICK = 0.1
 """Seconds between two frames."""
+
+
+_WITHOUT_DAEMON = ("DaemonEnded", "DaemonUnavailable", "NotInstalled", "NoSuchJob")
+"""How a wait for a job ends whose daemon has ended: meanwhile, just before it, or so that another one answers."""
 
 
 class Progress:
@@ -58,7 +68,7 @@ class Progress:
             self.expect(found)
         try:
             for name, reply in self._context.bus.gather(waits, None, self._tick if self.shown else None):
-                if isinstance(reply, DaemonError) and reply.name == "DaemonEnded":
+                if isinstance(reply, CtlError) and reply.name in _WITHOUT_DAEMON:
                     raise self._without_daemon()
                 del self._waiting[model_path(name)]
                 self.clear()
@@ -82,7 +92,7 @@ class Progress:
         """Properties of a model have changed."""
         text = changed.get("StatusText") or changed.get("State")
         if text:
-            self._texts[path] = clean(_ELAPSED.sub("", str(text)))
+            self._texts[path] = clean(re.sub(_ELAPSED, "", str(text)))
 
     def draw(self, waiting: Mapping[str, str]) -> None:
         """Show the line now; `waiting` is object path → name of what is not done yet."""

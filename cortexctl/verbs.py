@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any, NamedTuple
+
+TYPE_CHECKING = False  # typing takes as long to import as half of our own modules
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Add = Callable[[argparse.ArgumentParser], None]
 
 SUPPRESS = argparse.SUPPRESS
 
@@ -12,7 +17,7 @@ SETTING_OPTIONS: tuple[tuple[str, str, str], ...] = (
     ("path", "PATH", "the model: a file, a folder or a reference such as org/name"),
     ("backend", "BACKEND", "vllm, llamacpp, ollama, tgi, or one of 'cortexctl backends' (default: vllm)"),
     ("port", "N|auto", "TCP port; auto picks a free one and keeps it (default: 8000)"),
-    ("host", "HOST", "address to listen on (default: 127.0.0.1)"),
+    ("host", "HOST", "address or Unix socket to listen on (default: 127.0.0.1)"),
     ("gpus", "IDS|none", "GPUs that it may see, separated by commas (default: 0)"),
     ("memory", "SIZE", "memory limit (default: 32G)"),
     ("cpu", "CORES", "limit of CPU cores (default: 4.0)"),
@@ -27,16 +32,13 @@ SETTING_OPTIONS: tuple[tuple[str, str, str], ...] = (
 """register's options: the name of the setting, what stands for its value in the help, meaning."""
 
 
-Add = Callable[[argparse.ArgumentParser], None]
-
-
-class Verb(NamedTuple):
+class Verb:
     """One verb: where its function is, what it does in a line, its options, and whether it takes several models."""
 
-    run: str
-    help: str
-    add: tuple[Add, ...] = ()
-    many: bool = True
+    __slots__ = ("add", "help", "many", "run")
+
+    def __init__(self, run: str, help: str, add: tuple[Add, ...] = (), many: bool = True) -> None:
+        self.run, self.help, self.add, self.many = run, help, add, many
 
 
 def _seconds(text: str) -> float:
@@ -153,6 +155,11 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "cat": Verb("config:cat", "The unit file and its drop-ins", (NAMES,)),
+    "repair": Verb(
+        "repair:repair",
+        "Write unit files again that were deleted or edited, and keep the edited ones under another name",
+        (ANY_NAMES, _flag("--yes", help="do not ask before an edited file is replaced")),
+    ),
     "backends": Verb("backends:backends", "The programs that can serve models, and where each is found"),
     "start": Verb(
         "jobs:start",
@@ -244,7 +251,7 @@ VERBS: dict[str, Verb] = {
 }
 
 GROUPS = (
-    ("Models", ("register", "unregister", "set", "secret", "show", "cat", "backends")),
+    ("Models", ("register", "unregister", "set", "secret", "show", "cat", "repair", "backends")),
     (
         "Life cycle",
         ("start", "stop", "restart", "enable", "disable", "kill", "reset-failed", "wait"),

@@ -23,8 +23,10 @@ from cortexd.names import BUS_NAME, MANAGER_INTERFACE, ROOT_PATH
 from cortexd.notify import notify, watchdog_interval
 from cortexd.scope import Scope, user_scope
 from cortexd.store import Store
+from cortexd.store.files import is_passing
 from cortexd.systemd.client import SystemdClient
 from cortexd.systemd.logind import LogindClient
+from cortexd.units import files
 from cortexd.units.tools import find_tools
 from cortexd.version import VERSION
 
@@ -49,8 +51,7 @@ async def run(scope: Scope) -> int:
         store = await Store.open(scope.database)
         closing.push_async_callback(store.close)
         prober = Prober()
-        closing.push_async_callback(prober.close)
-        systemd = SystemdClient(bus)
+        systemd = SystemdClient(bus, lambda unit: files.check_loadable(scope.unit_folder / unit))
         closing.push_async_callback(systemd.close)
         logind = LogindClient(scope.system_bus_address)
         closing.callback(logind.close)
@@ -59,6 +60,7 @@ async def run(scope: Scope) -> int:
         closing.push_async_callback(manager.close)
         server = Server(bus, ROOT_PATH)
         closing.push_async_callback(server.close)
+        await bus.on_leave(server.left)
         await manager.start()
         await logind.listen(manager.resumed)
         export(bus, server, manager)
@@ -98,6 +100,9 @@ def take_folder(scope: Scope) -> int:
         descriptor = os.open(scope.data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as e:
         raise StoreFailed(f"{scope.data} cannot be used: {e.strerror}; check it and its folder, or move it away") from e
+    if os.fstat(descriptor).st_uid != os.getuid():  # it may be a link of the user's to another disk
+        os.close(descriptor)
+        raise StoreFailed(f"{scope.data} belongs to another user; move it away")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -107,10 +112,11 @@ def take_folder(scope: Scope) -> int:
 
 
 def _unusable(error: StoreFailed) -> int:
-    """A fault that another start would not mend: say so where `systemctl status` and cortexctl find it."""
+    """Say so where `systemctl status` and cortexctl find it. The exit status tells systemd whether another start may mend
+    it: 1, or EX_CONFIG where it would not."""
     log.error("%s", error)
     notify(f"STATUS={error}")
-    return os.EX_CONFIG
+    return 1 if is_passing(error.__cause__) else os.EX_CONFIG
 
 
 async def _serve(bus: Bus, stop: asyncio.Event) -> int:

@@ -1,13 +1,12 @@
 """The restart budget: how many runs of a model have failed in a row, read from the audit log. Pure.
 
 It is cortexd's own and lasts: systemd's start limit forgets at every reload, and a limit that counts starts in a window
-never trips for a server that takes longer than the window to fail.
+never trips for a server that takes longer than the window to fail. No clock is read here: clocks are set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cortexd.events import Event, Priority
 
@@ -15,52 +14,64 @@ ASKED = ("start", "restart", "reset-failed")
 """Events of a person's asking, which clear the budget."""
 FAILED_ENDS = ("ended", "failed")
 """Events of a run's end that nobody asked for; one that is no more than information was no failure."""
+STABLE = "stable"
+"""The event of a run that has been ready for so long that the failures before it count no more."""
 GAVE_UP = "gave-up"
 """The event of a budget that is spent."""
 AT_REST = "stays-stopped"
 """The event of a unit that was stopped for that: whatever runs later was started by somebody."""
-KINDS = (*ASKED, "run", "ready", *FAILED_ENDS, GAVE_UP, AT_REST)
+KINDS = (*ASKED, "run", STABLE, *FAILED_ENDS, GAVE_UP, AT_REST)
 """What the budget is counted from."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Budget:
-    """Where a model stands."""
+    """Where a model stands, after the events that were added, in their order."""
 
-    failed: int = 0
-    """Failed runs in a row."""
     gave_up: str = ""
     """Why it is restarted no longer, until a person starts it or the machine boots; empty while it is."""
     at_rest: bool = False
     """It was given up and its unit has been stopped since."""
+    start_limit: bool = False
+    """systemd's own limit of starts has ended it."""
+    _failed: set[str] = field(default_factory=set)
+    _known: set[str] = field(default_factory=set)
 
+    @property
+    def failed(self) -> int:
+        """Failed runs in a row."""
+        return len(self._failed)
 
-def count(events: Iterable[Event], *, stable_seconds: float) -> Budget:
-    """The budget after `events` of one model, oldest first; those of other kinds than KINDS are passed over.
+    def spent(self, most: int) -> bool:
+        """Whether so many failed runs in a row are all that it may have."""
+        return self.failed >= most
 
-    A run that stayed ready for `stable_seconds` clears what was before it, and so does a run that is no restart: a
-    person's, with cortexctl or with systemctl, or a boot's. So does any run that is new after a given up model's unit was
-    at rest, though systemd may have restarted it since.
-    """
-    failed: set[str] = set()
-    ready: dict[str, int] = {}
-    known: set[str] = set()
-    gave_up, at_rest = "", False
-    for event in events:
+    def add(self, event: Event) -> None:
+        """Count an event; those of other kinds than KINDS are passed over.
+
+        A run that was stable clears what was before it, and so does a run that is no restart: a person's, with cortexctl or
+        with systemctl, or a boot's. So does any run that is new after a given up model's unit was at rest, though systemd may
+        have restarted it since.
+        """
+        if event.kind not in KINDS:
+            return
         run = event.invocation_id
-        if at_rest and run and run not in known:
-            failed, gave_up, at_rest = set(), "", False
-        known.add(run)
-        if event.kind in ASKED or (event.kind == "run" and event.details.get("restart") is False):
-            failed, gave_up, at_rest = set(), "", False
-        elif event.kind == "ready":
-            ready[run] = event.time
+        somebodys = self.at_rest and run and run not in self._known
+        if somebodys or event.kind in ASKED or (event.kind == "run" and event.details.get("restart") is False):
+            self.gave_up, self.at_rest = "", False
+            self._forget()
+        self._known.add(run)
+        if event.kind == STABLE:
+            self._forget()
         elif event.kind in FAILED_ENDS and event.priority is not Priority.INFO:
-            if run in ready and event.time - ready[run] >= stable_seconds * 1e6:
-                failed = set()
-            failed.add(run)
+            self._failed.add(run)
+            self.start_limit = bool(event.details.get("start_limit"))
         elif event.kind == GAVE_UP:
-            gave_up, at_rest = event.message, False
+            self.gave_up, self.at_rest = event.message, False
         elif event.kind == AT_REST:
-            at_rest = bool(gave_up)
-    return Budget(len(failed), gave_up, at_rest)
+            self.at_rest = bool(self.gave_up)
+
+    def _forget(self) -> None:
+        self.start_limit = False
+        self._failed.clear()
+        self._known.clear()

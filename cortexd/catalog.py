@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,9 @@ from cortexd.backends import backend_of
 from cortexd.bounded import in_thread
 from cortexd.checks import check_spec, secrets_warnings, warnings_of
 from cortexd.definitions import Definer
-from cortexd.errors import CortexError, InvalidConfig, ModelExists, NoSuchModel, StoreFailed, UnitConflict
+from cortexd.errors import Busy, CortexError, InvalidConfig, ModelExists, NoSuchModel, StoreFailed, UnitConflict
 from cortexd.events import Event, shown_settings
-from cortexd.kinds import Value
+from cortexd.intents import UNBORN, Intents
 from cortexd.limits import LIMITS
 from cortexd.live import LiveLimits
 from cortexd.model import ModelSpec, parse_settings, stored_settings
@@ -29,7 +29,7 @@ from cortexd.registered import Definition, Model
 from cortexd.registration import Caller, fill_in
 from cortexd.scope import Scope
 from cortexd.secrets import NO_SECRETS, Known, Secrets, generate
-from cortexd.store import Store, StoredModel
+from cortexd.store import Intent, Store, StoredModel
 from cortexd.systemd.protocol import Systemd
 from cortexd.unitfiles import UnitFiles
 from cortexd.units import files
@@ -40,14 +40,17 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+MAX_MODELS = 4096
+"""Models that can be registered; one more is Busy."""
+
 
 class Catalog:
     """All models by name. Changes go: check everything → database → unit file → reload; a failure undoes what was done."""
 
-    def __init__(self, scope: Scope, tools: Tools, store: Store, systemd: Systemd) -> None:
-        self._scope, self._store, self._systemd = scope, store, systemd
+    def __init__(self, scope: Scope, tools: Tools, store: Store, systemd: Systemd, intents: Intents) -> None:
+        self._scope, self._store, self._systemd, self._intents = scope, store, systemd, intents
         self._definer = Definer(scope, tools)
-        self._units = UnitFiles(scope, tools)
+        self.units = UnitFiles(scope, tools)
         self.live = LiveLimits(scope, systemd)
         self.secrets = Secrets(scope.secrets)
         self.models: dict[str, Model] = {}
@@ -86,17 +89,13 @@ class Catalog:
         if changed:
             await self._write_unit(model)
 
-    def _define_with_key(self, name: str, explicit: Mapping[str, Value], variable: str) -> Definition:
-        """A definition with a new API key; blocking. Raises StoreFailed."""
-        self.secrets.set(name, variable, generate())
-        return self._definer.define(name, explicit, self.secrets.known(name))
-
-    def _refresh_warnings(self) -> None:
-        """Say anew what deserves a warning: a port in common concerns more than the model that was changed."""
+    def _refresh_warnings(self, models: Iterable[Model] | None = None) -> None:
+        """Say anew what deserves a warning, of these models (None: of all; a port in common concerns more than the one that
+        was changed)."""
         by_port: dict[int, list[ModelSpec]] = {}
         for spec in self._specs():
             by_port.setdefault(spec.port, []).append(spec)
-        for model in self.models.values():
+        for model in self.models.values() if models is None else models:
             found = list(
                 warnings_of(model.spec, model.definition.backend, by_port[model.spec.port], model.definition.explicit)
             )
@@ -109,12 +108,8 @@ class Catalog:
                 found.append(
                     f"{model.backend_problem}; until then it goes on as it is, and cannot be started or changed"
                 )
-            if model.file_state in (FileState.EDITED, FileState.FOREIGN):
-                found.append(
-                    f"{self._units.path(model.name)} is not what cortexd wrote and is kept; settings do not reach it until it is deleted"
-                )
-            elif model.file_state is FileState.MISSING:
-                found.append(f"{self._units.path(model.name)} is missing; the next start writes it again")
+            if model.drifted or model.file_state is FileState.MISSING:
+                found.append(_drifted(model, self.units.path(model.name)))
             if model.warnings != tuple(found):
                 model.warnings = tuple(found)
                 self.on_change(model.name)
@@ -133,9 +128,9 @@ class Catalog:
         if not os.access(spec.exec, os.X_OK):
             raise InvalidConfig(f"exec={spec.exec!r}: is no executable file any more; give another one with exec=")
 
-    def sandboxes_seen(self) -> None:
-        """Models' `sandbox_problem` may have changed."""
-        self._refresh_warnings()
+    def sandbox_seen(self, model: Model) -> None:
+        """Its `sandbox_problem` may have changed."""
+        self._refresh_warnings([model])
 
     async def redefine(self) -> None:
         """Make all definitions and unit files anew: what they depend on beside settings has changed. Takes no model's lock:
@@ -155,9 +150,9 @@ class Catalog:
                 changed.append(model)
         for model in changed:
             try:
-                await asyncio.to_thread(self._units.sync, model)
+                await asyncio.to_thread(self.units.sync, model)
             except OSError as e:
-                log.warning("%s cannot be written: %s", self._units.path(model.name), e.strerror)
+                log.warning("%s cannot be written: %s", self.units.path(model.name), e.strerror)
             self.on_change(model.name)
         if changed:
             await self._systemd.reload()
@@ -167,11 +162,12 @@ class Catalog:
         """See whether somebody changed these models' unit files meanwhile, and backend files."""
         for model in models:
             model.file_state = await asyncio.to_thread(
-                files.inspect, self._units.path(model.name), model.definition.text
+                files.inspect, self.units.path(model.name), model.definition.text
             )
-        for name in await renewal.see(self.models.values(), self._definer.again, self._scope):
-            self.on_change(name)
-        self._refresh_warnings()
+        changed = await renewal.see(self.models.values(), self._definer.again, self._scope)
+        self._refresh_warnings([*models, *changed])
+        for model in changed:
+            self.on_change(model.name)
 
     async def load(self) -> None:
         """Read the database, write unit files that are missing or outdated, and report what belongs to no model."""
@@ -183,13 +179,15 @@ class Catalog:
                 self.warnings.append(found)
             else:
                 self.models[found.name] = found
-        for name in set(self.secrets.models()) - {row.name for row in rows}:
+        begun = {intent.model for intent in await self._store.unfinished() if intent.kind in UNBORN}
+        for name in set(self.secrets.models()) - {row.name for row in rows} - begun:
             self.warnings.append(
                 f"{self.secrets.path(name)} has secrets, but no model {name!r} is registered; delete it"
             )
-        changed = await asyncio.to_thread(self._units.sync_all, self.models, self.warnings)
+        changed = await asyncio.to_thread(self.units.sync_all, self.models, self.warnings)
         if changed:
             log.info("wrote %d missing or outdated unit files", changed)
+        if changed or any(self._unread(model) for model in self.models.values()):
             await self._systemd.reload()
         await self._settle_limits()
         self._refresh_warnings()
@@ -214,6 +212,11 @@ class Catalog:
         except (CortexError, ValueError) as e:
             return f"model {row.name!r} in the database cannot be read and is left alone: {e}"
 
+    def _unread(self, model: Model) -> bool:
+        """Whether systemd has not read its unit file as it is: a daemon may have been killed before it asked for that."""
+        unit = self._systemd.cached(model.unit)
+        return unit.need_daemon_reload or not unit.unit_file_state
+
     async def _settle_limits(self) -> None:
         """Finish the changes of limits in which a daemon was killed."""
         models = self.models.values()
@@ -226,61 +229,127 @@ class Catalog:
             await self.renew(model)
         await self._write_unit(model)
 
-    async def _write_unit(self, model: Model) -> None:
-        try:
-            changed = await asyncio.to_thread(self._units.sync, model)
-        except OSError as e:
+    def check_loaded(self, model: Model) -> None:
+        """Raise UnitConflict where something that is not ours lies in the place of the unit file, and systemd cannot use it."""
+        found = self._systemd.cached(model.unit).load_state
+        if model.file_state is FileState.FOREIGN and found not in ("loaded", "masked"):
             raise UnitConflict(
-                f"{self._units.path(model.name)} cannot be written: {e.strerror}; check the disk and the folder"
-            ) from e
-        if changed or self._systemd.cached(model.unit).need_daemon_reload:
-            await self._systemd.reload()
+                f"{self.units.path(model.name)} was not written by cortexd, and systemd cannot load it ({found}); "
+                f"'cortexctl repair {model.name}' puts it aside and writes the unit"
+            )
+
+    async def _write_unit(self, model: Model) -> None:
+        await self._write_units([model])
         self._refresh_warnings()
 
-    async def add(self, name: str, raw: Mapping[str, object], caller: Caller, *, api_key: bool = False) -> Model:
-        """Register a model, with a new key that its clients have to give where `api_key` says so: all of it or nothing.
-        Raises InvalidName, InvalidConfig, ModelExists, UnitConflict, StoreFailed."""
-        check_name(name)
+    async def _write_units(self, models: Sequence[Model]) -> None:
+        """Have systemd know these units as they should be. Raises UnitConflict where one cannot be written."""
+        try:
+            changed = await asyncio.to_thread(self.units.sync_each, models)
+        except OSError as e:
+            raise UnitConflict(f"{e.filename} cannot be written: {e.strerror}; check the disk and the folder") from e
+        if changed or any(self._systemd.cached(model.unit).need_daemon_reload for model in models):
+            await self._systemd.reload()
+
+    async def add(
+        self, wanted: Mapping[str, Mapping[str, object]], caller: Caller, *, api_key: bool = False
+    ) -> list[Model]:
+        """Register models of these names and settings, each with a new key that its clients have to give where `api_key` says
+        so: all of it or nothing, with one reload. Raises InvalidName, InvalidConfig, ModelExists, UnitConflict, StoreFailed."""
         async with self._choosing:
-            if name in self.models:
-                raise ModelExists(
-                    f"model {name!r} is registered already; change it with 'cortexctl set {name} KEY=VALUE'"
+            if len(self.models) + len(wanted) > MAX_MODELS:
+                raise Busy(f"{MAX_MODELS} models are registered, and no more are possible; unregister some")
+            models = await self._new(wanted, caller, api_key=api_key)
+            await self._refuse_foreign_units(models)
+            events = [
+                Event(
+                    model=model.name,
+                    kind="registered",
+                    message=f"registered with {model.spec.backend}",
+                    actor=caller.actor,
+                    details=shown_settings(wanted[model.name]),
                 )
-            explicit = await _look(fill_in, parse_settings(raw), {}, caller, self._scope, self._specs())
-            model = Model(name, await _look(self._definer.define, name, explicit))
-            await asyncio.to_thread(files.check_writable, self._units.path(model.name))
-            await self._refuse_foreign_unit(model)
-            if api_key and not model.plan.api_key:
-                raise InvalidConfig(f"api_key='auto': {model.spec.backend} asks its clients for no key; leave it out")
-            await asyncio.to_thread(self.secrets.forget, name)  # of a model of that name which did not go in peace
-            message = f"registered with {model.spec.backend}"
-            event = Event(
-                model=name, kind="registered", message=message, actor=caller.actor, details=shown_settings(raw)
-            )
+                for model in models
+            ]
+            await asyncio.to_thread(self._forget_secrets, models)  # of models of these names which did not go in peace
+            async with AsyncExitStack() as begun:
+                try:
+                    if api_key:  # first of all: a model that should ask for a key must never be there without one
+                        for model in models:
+                            intent = Intent(model=model.name, kind="register", actor=caller.actor)
+                            await begun.enter_async_context(self._intents.doing(intent))
+                        await asyncio.to_thread(self._give_keys, models)
+                    await self._store.add_models({model.name: model.definition.explicit for model in models}, events)
+                except BaseException:
+                    await asyncio.to_thread(self._forget_secrets, models)
+                    raise
             try:
-                if api_key:  # first of all: a model that should ask for a key must never be there without one
-                    variable = model.plan.api_key
-                    model.definition = await asyncio.to_thread(self._define_with_key, name, explicit, variable)
-                await self._store.save_model(name, explicit, event)
-            except BaseException:
-                await asyncio.to_thread(self.secrets.forget, name)
-                raise
-            try:
-                await self.ensure_unit(model)
+                await self._write_units(models)
             except BaseException as e:
-                with suppress(OSError):
-                    await asyncio.to_thread(files.remove, self._units.path(model.name))
-                undone = Event(model=name, kind="register-failed", message=str(e) or "interrupted", actor=caller.actor)
-                await self._store.delete_model(name, undone)
-                await asyncio.to_thread(self.secrets.forget, name)
+                await self._take_back(models, str(e) or "interrupted", caller)
                 raise
-            self.models[name] = model
-            self._refresh_warnings()
-            return model
+            self.models.update((model.name, model) for model in models)
+            ports = {model.spec.port for model in models}
+            self._refresh_warnings(model for model in self.models.values() if model.spec.port in ports)
+            return models
+
+    async def _new(self, wanted: Mapping[str, Mapping[str, object]], caller: Caller, *, api_key: bool) -> list[Model]:
+        """Models that could be, checked. Nothing of them is anywhere yet."""
+        models: list[Model] = []
+        specs = self._specs()
+        for name, raw in wanted.items():
+            try:
+                model = await _look(self._define_new, name, raw, caller, specs)
+                if api_key and not model.plan.api_key:
+                    raise InvalidConfig(
+                        f"api_key='auto': {model.spec.backend} asks its clients for no key; leave it out"
+                    )
+            except CortexError as e:
+                if len(wanted) > 1:
+                    e.args = (f"{name}: {e}",)
+                raise
+            models.append(model)
+            specs.append(model.spec)
+        return models
+
+    def _define_new(self, name: str, raw: Mapping[str, object], caller: Caller, others: Sequence[ModelSpec]) -> Model:
+        """Blocking."""
+        check_name(name)
+        if name in self.models:
+            raise ModelExists(f"model {name!r} is registered already; change it with 'cortexctl set {name} KEY=VALUE'")
+        explicit = fill_in(parse_settings(raw), {}, caller, self._scope, others)
+        model = Model(name, self._definer.define(name, explicit))
+        files.check_writable(self.units.path(name))
+        return model
+
+    def _forget_secrets(self, models: Sequence[Model]) -> None:
+        for model in models:
+            self.secrets.forget(model.name)
+
+    def _give_keys(self, models: Sequence[Model]) -> None:
+        """Blocking. Raises StoreFailed."""
+        for model in models:
+            self.secrets.set(model.name, model.plan.api_key, generate())
+            known = self.secrets.known(model.name)
+            model.definition = self._definer.define(model.name, model.definition.explicit, known)
+
+    async def _take_back(self, models: Sequence[Model], reason: str, caller: Caller) -> None:
+        """Undo a registration that failed when it was in the database."""
+        with suppress(OSError):
+            await asyncio.to_thread(self.units.remove_all, models)
+        undone = [Event(model=m.name, kind="register-failed", message=reason, actor=caller.actor) for m in models]
+        await self._store.delete_models([model.name for model in models], undone)
+        await asyncio.to_thread(self._forget_secrets, models)
+
+    async def _refuse_foreign_units(self, models: Sequence[Model]) -> None:
+        there = await self._systemd.list_units()
+        for model in models:
+            if model.unit in there:
+                await self._refuse_foreign_unit(model)
 
     async def _refuse_foreign_unit(self, model: Model) -> None:
         unit = await self._systemd.refresh(model.unit)
-        if unit.load_state not in ("not-found", "error") and Path(unit.fragment_path) != self._units.path(model.name):
+        if unit.load_state not in ("not-found", "error") and Path(unit.fragment_path) != self.units.path(model.name):
             where = unit.fragment_path or "a transient unit"
             raise UnitConflict(f"a unit {model.unit} exists already ({where}); choose another name")
 
@@ -299,7 +368,7 @@ class Catalog:
             explicit = await _look(fill_in, parsed, old.explicit, caller, self._scope, others)
             new = await _look(self._definer.define, model.name, explicit, old.secrets)
             if new.text != old.text:
-                await asyncio.to_thread(files.check_writable, self._units.path(model.name))
+                await asyncio.to_thread(files.check_writable, self.units.path(model.name))
             shown = shown_settings(raw)
             message = "changed " + ", ".join(f"{name}={value}" for name, value in shown.items())
             event = Event(model=model.name, kind="set", message=message[:1000], actor=caller.actor, details=shown)
@@ -314,9 +383,9 @@ class Catalog:
         except BaseException as e:
             model.definition = old
             with suppress(OSError):
-                await asyncio.to_thread(self._units.sync, model)
+                await asyncio.to_thread(self.units.sync, model)
             undone = Event(model=model.name, kind="set-failed", message=str(e) or "interrupted", actor=caller.actor)
-            await self._store.save_model(model.name, old.explicit, undone)
+            await self._store.save_model(model.name, old.explicit, undone, undo=True)
             if limited:
                 await self.live.undo(model.unit, old.spec.limits, new.spec.limits)
             raise
@@ -335,28 +404,28 @@ class Catalog:
         """Forget a stopped model and delete its unit file; a file that was edited by hand is kept, and named. systemd is
         the caller's to tell: all of this is true even if it does not answer. Returns what was kept, a sentence each."""
         kept = []
-        if await asyncio.to_thread(files.inspect, self._units.path(model.name)) in (
+        if await asyncio.to_thread(files.inspect, self.units.path(model.name)) in (
             FileState.CURRENT,
             FileState.OUTDATED,
         ):
             try:
-                await asyncio.to_thread(files.remove, self._units.path(model.name))
+                await asyncio.to_thread(files.remove, self.units.path(model.name))
             except OSError as e:
                 raise StoreFailed(
-                    f"{self._units.path(model.name)} cannot be deleted: {e.strerror}; delete it and try again"
+                    f"{self.units.path(model.name)} cannot be deleted: {e.strerror}; delete it and try again"
                 ) from e
-        elif self._units.path(model.name).exists():
+        elif self.units.path(model.name).exists():
             kept.append(
-                f"{self._units.path(model.name)} was not as cortexd wrote it and is kept; delete it if it is not needed"
+                f"{self.units.path(model.name)} was not as cortexd wrote it and is kept; delete it if it is not needed"
             )
-        if (drop_ins := Path(f"{self._units.path(model.name)}.d")).exists():
+        if (drop_ins := Path(f"{self.units.path(model.name)}.d")).exists():
             kept.append(f"{drop_ins} is kept, and would apply to the next model of that name")
         event = Event(model=model.name, kind="unregistered", message="; ".join(["unregistered", *kept]), actor=actor)
         try:
             await self._store.delete_model(model.name, event)
         except BaseException:
             with suppress(OSError):
-                await asyncio.to_thread(self._units.sync, model)
+                await asyncio.to_thread(self.units.sync, model)
             raise
         del self.models[model.name]
         try:
@@ -392,6 +461,13 @@ class Catalog:
         except InvalidConfig:
             pass  # its backend's file is broken
         return replace(old, secrets=known), problem
+
+
+def _drifted(model: Model, path: Path) -> str:
+    what = "is missing; the next start writes it again"
+    if model.drifted:
+        what = "is not what cortexd wrote and is kept; settings do not reach it"
+    return f"{path} {what}: 'cortexctl repair {model.name}' shows the difference, and writes it now"
 
 
 _LOOK_SECONDS = 10.0

@@ -16,8 +16,11 @@ from cortexd.kinds import INFINITY, looks_secret, redacted, size_text
 from cortexd.model import ModelSpec
 from cortexd.ports import machine_memory, overlap
 from cortexd.scope import FOLDER_VARIABLES, Scope
+from cortexd.units.render import sockets_folder
 
 _FIRST_UNPRIVILEGED = 1024
+_MAX_SOCKET_PATH = 107
+"""Bytes (unix(7))."""
 UNPROTECTED = "its server has no sandbox, and can do whatever you can"
 OPEN_TO_ALL = "anybody who reaches this machine can use the model, and it asks for no key"
 """What the client shows louder than other warnings."""
@@ -41,7 +44,10 @@ def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
         raise InvalidConfig(
             f"exec={spec.exec!r}: systemd runs no program whose path has a quote or a backslash; make a link to it elsewhere"
         )
-    check_host(spec.host)
+    if spec.socket:
+        _check_socket(spec, backend, scope)
+    else:
+        check_host(spec.host)
     if spec.health.endpoint and not re.fullmatch(r"/[!-~]*", spec.health.endpoint):
         fault = "must begin with /"
         if spec.health.endpoint.startswith("/"):
@@ -92,7 +98,52 @@ def check_host(host: str) -> None:
     try:
         ipaddress.ip_address(host)
     except ValueError:
-        raise InvalidConfig(f"host={host!r}: use an address such as 127.0.0.1, 0.0.0.0 or ::1") from None
+        raise InvalidConfig(
+            f"host={host!r}: use an address such as 127.0.0.1, 0.0.0.0 or ::1, or the whole path of a Unix socket"
+        ) from None
+
+
+def _check_socket(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
+    """Refuse a Unix socket that the server could not make, or that cortexd must not remove before a start."""
+    path = Path(spec.socket)
+    example = f"{sockets_folder(scope.runtime)}/{spec.name}/api.sock" if scope.runtime else "/srv/models/api.sock"
+    if not backend.unix_sockets:
+        raise InvalidConfig(
+            f"host={spec.host!r}: {backend.name} cannot listen on a Unix socket; use an address such as 127.0.0.1"
+        )
+    if not re.fullmatch(r"[\w./@:+-]+\.sock", spec.socket, re.ASCII) or os.path.normpath(spec.socket) != spec.socket:
+        raise InvalidConfig(
+            f"host={spec.host!r}: the path of a socket has letters, digits and ./@:+_- only, no '..', and ends in .sock; "
+            f"use one such as {example}"
+        )
+    if len(spec.socket) > _MAX_SOCKET_PATH:
+        raise InvalidConfig(
+            f"host={spec.host!r}: is longer than the {_MAX_SOCKET_PATH} characters of a socket's path; use a shorter one, "
+            f"such as {example}"
+        )
+    folder = path.parent
+    shared = [Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"), scope.home, *([scope.runtime] if scope.runtime else [])]
+    if ours := opened(str(folder), scope):
+        raise InvalidConfig(f"host={spec.host!r}: would open {ours}, which no model may see; use one such as {example}")
+    if any(place.is_relative_to(folder) for place in shared):
+        raise InvalidConfig(
+            f"host={spec.host!r}: the server may write all of its socket's folder, and {folder} holds more than that; "
+            f"give it a folder of its own, as in {example}"
+        )
+    if (
+        scope.runtime
+        and folder.is_relative_to(scope.runtime)
+        and not folder.is_relative_to(sockets_folder(scope.runtime))
+    ):
+        raise InvalidConfig(
+            f"host={spec.host!r}: what lies in {scope.runtime} is hidden from models, but for "
+            f"{sockets_folder(scope.runtime)}; use {example}"
+        )
+    if _exists(path) and not path.is_socket():
+        raise InvalidConfig(f"host={spec.host!r}: is there and is no socket; use another path, such as {example}")
+    there = next(parent for parent in path.parents if _exists(parent))
+    if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
+        raise InvalidConfig(f"host={spec.host!r}: nothing can be made in {there}; use a path such as {example}")
 
 
 def warnings_of(
@@ -105,10 +156,10 @@ def warnings_of(
     if spec.hardening.security == "none":
         yield f"security=none: {UNPROTECTED}; for debugging only, then 'cortexctl set {spec.name} security='"
     same = [o.name for o in others if o.name != spec.name and o.port == spec.port and overlap(o.host, spec.host)]
-    if same:
+    if same and not spec.socket:
         who = f"model {same[0]} has" if len(same) == 1 else f"models {same[0]} and {len(same) - 1} more have"
         yield f"port={spec.port}: {who} it, too; only one of them can run at a time"
-    if spec.port < _FIRST_UNPRIVILEGED:
+    if spec.port < _FIRST_UNPRIVILEGED and not spec.socket:
         yield f"port={spec.port}: most machines let only root listen below {_FIRST_UNPRIVILEGED}"
     memory, machine = spec.limits.memory, machine_memory()
     if "memory" in explicit and memory != INFINITY and memory > machine:
@@ -131,6 +182,11 @@ def secrets_warnings(spec: ModelSpec, api_key: str, secrets: Collection[str]) ->
                 else "host=127.0.0.1"
             )
             yield f"host={spec.host}: {OPEN_TO_ALL}; {remedy}"
+    if "--api-key-file" in spec.extra_args and api_key and api_key not in secrets and not given.get(api_key):
+        yield (
+            "extra_args: of the keys of --api-key-file cortexd has none to ask with, and sees less of the server; "
+            f"'cortexctl secret set {spec.name} {api_key} --generate' makes one more for it"
+        )
     for name, value in given.items():
         if name in secrets:
             yield f"env: {name} is a secret, too, and that one counts; take it out of env"
@@ -141,4 +197,4 @@ def secrets_warnings(spec: ModelSpec, api_key: str, secrets: Collection[str]) ->
 
 
 def _is_private(host: str) -> bool:
-    return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    return host == "localhost" or host.startswith("/") or ipaddress.ip_address(host).is_loopback

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from cortexd.registered import Model
 from cortexd.secrets import Secrets
 from cortexd.systemd.cgroup import mount_point
 from cortexd.systemd.protocol import Systemd
-from cortexd.waiter.sockets import answers_to, listeners
+from cortexd.waiter import http
+from cortexd.waiter.sockets import answering
 
 log = logging.getLogger(__name__)
 
@@ -26,18 +28,20 @@ class Door:
     async def server(self, model: Model) -> Server:
         """The server of a model that runs. Its key is read anew each time, and not kept."""
         variable = model.plan.api_key
-        if variable not in model.definition.secrets.names:
+        given = next((a.partition("=")[2] for a in model.spec.env if a.partition("=")[0] == variable), "")
+        if not given and variable not in model.definition.secrets.names:
             return Server(model.url, model.endpoint, model.questions)
         group = self._systemd.cached(model.unit).control_group
-        token, stranger = await asyncio.to_thread(self._look, model, variable, group)
+        token, stranger = await asyncio.to_thread(self._look, model, variable, group, given)
         return Server(model.url, model.endpoint, model.questions, token, stranger)
 
-    def _look(self, model: Model, variable: str, group: str) -> tuple[str, str]:
+    def _look(self, model: Model, variable: str, group: str, given: str) -> tuple[str, str]:
+        """Its key, or why nothing may be asked. A secret wins over what is `given` by the setting env, as it does in the unit."""
         own, stranger = who_answers(model.url, group)
         if not own:
             return "", stranger
         try:
-            return self._secrets.value(model.name, variable) or "", ""
+            return self._secrets.value(model.name, variable) or given, ""
         except CortexError as e:
             log.warning("%s: is asked without its key: %s", model.name, e)
             return "", ""
@@ -47,10 +51,10 @@ def who_answers(url: str, group: str) -> tuple[bool, str]:
     """Whether all who answer at `url` are known to be processes of this control group; where they are not, or nobody can
     tell, a sentence. Neither where nobody listens, and on a kernel that does not tell the control groups of sockets
     (before Linux 5.8): then it may be asked, but without a key."""
-    address, _, port = url.removeprefix("http://").rpartition(":")
+    root = _hierarchy()
     try:
-        root = mount_point(Path("/proc/self/mountinfo").read_text())
-        sockets = answers_to(address.strip("[]"), listeners(int(port)))
+        server = http.server_of(url)
+        sockets = answering(server.address, server.port)
     except (OSError, ValueError):
         return False, ""
     if root is None:
@@ -61,7 +65,16 @@ def who_answers(url: str, group: str) -> tuple[bool, str]:
         own = 0
     for socket in sockets:
         if own and socket.cgroup and socket.cgroup != own:
-            return False, f"port {port} is held by a process outside its unit (user {socket.uid})"
+            return False, f"{server.place} is held by a process outside its unit (user {socket.uid})"
     if not own and any(socket.cgroup for socket in sockets):
-        return False, f"it cannot be told who listens on port {port}, since its unit has no control group"
+        return False, f"it cannot be told who listens on {server.place}, since its unit has no control group"
     return bool(sockets) and all(socket.cgroup == own != 0 for socket in sockets), ""
+
+
+@functools.cache
+def _hierarchy() -> Path | None:
+    """Where control groups are; that does not change while a process lives."""
+    try:
+        return mount_point(Path("/proc/self/mountinfo").read_text())
+    except OSError:
+        return None

@@ -1,18 +1,27 @@
-"""Who holds memory of the GPUs, as NVIDIA's own program tells; nobody where it is not installed."""
+"""Who holds memory of the GPUs, as NVIDIA's own program tells, and who uses them, as that and the kernel tell; nobody where
+neither does. What is read here was seen in manuals, not on a GPU."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cortexd.bounded import output
 from cortexd.names import model_name
 
+DEVICES = Path("/dev/dri")
+"""What a process opens to use a GPU through the kernel's DRM."""
+
 _SECONDS = 5.0
 _MAX_OUTPUT = 64 << 10  # bytes
+_MAX_DESCRIPTORS = 1024  # of one process
+_MAX_ELAPSED = 60.0  # seconds
 
 
 async def memory() -> dict[int, int]:
@@ -32,6 +41,85 @@ def parse(text: bytes) -> dict[int, int]:
         if pid.isdecimal() and mebibytes.isdecimal():
             found[int(pid)] = found.get(int(pid), 0) + (int(mebibytes) << 20)
     return found
+
+
+async def shares() -> dict[int, float]:
+    """What each process uses of NVIDIA's GPUs now, in GPUs: `nvidia-smi pmon`, which looks for about a second."""
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return {}
+    return parse_shares(await output(program, "pmon", "-c", "1", "-s", "u", seconds=_SECONDS, limit=_MAX_OUTPUT))
+
+
+def parse_shares(text: bytes) -> dict[int, float]:
+    """The rows of `nvidia-smi pmon`, whose columns its first line names; "-" stands for what is not known."""
+    found: dict[int, float] = {}
+    columns: list[str] = []
+    for row in text.decode(errors="replace").splitlines():
+        words = row.lstrip("# ").split()
+        if row.startswith("#"):
+            columns = columns or words
+            continue
+        cells = dict(zip(columns, words, strict=False))
+        pid, percent = cells.get("pid", ""), cells.get("sm", "")
+        if pid.isdecimal() and percent.isdecimal():
+            found[int(pid)] = found.get(int(pid), 0.0) + min(int(percent), 100) / 100
+    return found
+
+
+def engine_times(pids: Collection[int], proc: Path = Path("/proc"), devices: Path = DEVICES) -> dict[str, int]:
+    """The nanoseconds that the engines of GPUs have worked for these processes, by what they opened: the kernel's "DRM client
+    usage stats" (amdgpu, i915 and others; not NVIDIA's own driver). Blocking."""
+    found: dict[str, int] = {}
+    if not devices.is_dir():
+        return found
+    for pid in pids:
+        try:
+            descriptors = [*(proc / str(pid) / "fd").iterdir()][:_MAX_DESCRIPTORS]
+        except OSError:
+            continue
+        for descriptor in descriptors:
+            try:
+                if descriptor.readlink().is_relative_to(devices):
+                    text = (proc / str(pid) / "fdinfo" / descriptor.name).read_text(errors="replace")[:_MAX_OUTPUT]
+                    # A client is the same behind each copy of its descriptor, also in another process.
+                    client = " ".join(re.findall(r"^drm-(?:pdev|client-id):\s*(\S+)", text, re.MULTILINE))
+                    found[client] = sum(
+                        map(int, re.findall(r"^drm-engine-[\w-]+:\s*(\d{1,18}) ns$", text, re.MULTILINE))
+                    )
+            except OSError:
+                continue  # closed meanwhile
+    return found
+
+
+def can_tell() -> bool:
+    """Whether there is anything on this machine that tells who uses GPUs."""
+    return bool(shutil.which("nvidia-smi")) or DEVICES.is_dir()
+
+
+class Meter:
+    """The GPU time of one run, added up from look to look. `pids` tells its processes, and may block."""
+
+    def __init__(self, pids: Callable[[], Collection[int]], clock: Callable[[], float] = time.monotonic) -> None:
+        self._pids, self._clock = pids, clock
+        self._looked: float | None = None
+        self._engines: Mapping[str, int] = {}
+        self.total = 0
+        """Nanoseconds from the first look to the last."""
+
+    async def look(self) -> None:
+        """Add what was used since the last look. Where only a share is told, it is taken for that of all this time, but of no
+        more than a minute."""
+        if not can_tell():
+            return
+        pids = await asyncio.to_thread(self._pids)
+        engines, share = await asyncio.gather(asyncio.to_thread(engine_times, pids), shares())
+        now = self._clock()
+        if self._looked is not None:
+            elapsed = min(now - self._looked, _MAX_ELAPSED)
+            self.total += round(sum(share.get(pid, 0.0) for pid in pids) * elapsed * 1e9)
+            self.total += sum(max(0, spent - self._engines.get(client, spent)) for client, spent in engines.items())
+        self._looked, self._engines = now, engines
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from cortexd.errors import CortexError
 from cortexd.events import Event
 from cortexd.store import Intent, Store
+
+log = logging.getLogger(__name__)
+
+UNBORN = ("register", "unregister")
+"""Kinds of intents whose model may not be there, or not any more; what lies around of it is nobody's."""
 
 
 class Intents:
@@ -15,16 +22,30 @@ class Intents:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._unended: dict[int, Event | None] = {}
+        """What is over, and could not be written down as that."""
 
     @asynccontextmanager
     async def doing(self, intent: Intent, done: Event | None = None) -> AsyncIterator[None]:
         """The steps stand inside. An error that the caller is told of ends it, too; `done` is the event of success."""
+        for number, event in list(
+            self._unended.items()
+        ):  # else the next daemon would do it once more, over what comes now
+            await self._store.end(number, event)
+            self._unended.pop(number, None)
         number = await self._store.begin(intent)
         try:
             yield
         except asyncio.CancelledError:
             raise  # the daemon ends; the next one goes on
         except BaseException:
-            await self._store.end(number)
+            await self._end(number, None)
             raise
-        await self._store.end(number, done)
+        await self._end(number, done)
+
+    async def _end(self, number: int, event: Event | None) -> None:
+        try:
+            await self._store.end(number, event)
+        except CortexError as e:
+            log.error("what was done is written down later: %s", e)
+            self._unended[number] = event

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
 from typing import Any
@@ -18,6 +19,10 @@ KEEP_SECONDS = 60.0
 """How long an ended job can still be asked."""
 
 MAX_RUNNING = 4096
+"""Jobs that run; one more is Busy."""
+
+MAX_ENDED = 4096
+"""Jobs that can still be asked; of more the oldest are forgotten early."""
 
 
 Cancel = Callable[[Caller], Awaitable[object]]
@@ -81,6 +86,7 @@ class JobTable:
     def __init__(self) -> None:
         self._ids = itertools.count(1)
         self._jobs: dict[int, Job] = {}
+        self._ended: deque[Job] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_new: Callable[[Job], None] = lambda job: None
         self.on_end: Callable[[Job], None] = lambda job: None
@@ -123,11 +129,15 @@ class JobTable:
             job.end(JobState.FAILED, JobFailed("internal error; the daemon's log has the details"))
         finally:
             self.on_end(job)
+            self._ended.append(job)
+            if len(self._ended) > MAX_ENDED:
+                self._forget(self._ended[0])
             asyncio.get_running_loop().call_later(KEEP_SECONDS, self._forget, job)
 
     def _forget(self, job: Job) -> None:
-        self._jobs.pop(job.id, None)
-        self.on_forget(job)
+        if self._jobs.pop(job.id, None):
+            self._ended.remove(job)
+            self.on_forget(job)
 
     def running(self) -> list[Job]:
         """The jobs that have not ended."""

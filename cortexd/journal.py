@@ -1,90 +1,85 @@
-"""The last lines of a run, kept in a file of ours when it fails: the journal forgets, and other models flood it."""
+"""Asking the journal, by journalctl: what the user's manager said of runs, and whether lines were lost.
+
+Any process may send a line with any field whose name does not begin with "_", a message id or another unit's name among
+them. Those that begin with it are journald's own, of what the kernel says of the sender (systemd.journal-fields(7)): by
+these alone is decided who said a line.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
 import logging
 import os
-import time
-from collections.abc import Sequence
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
+from typing import Any
 
 from cortexd import bounded
 
 log = logging.getLogger(__name__)
 
-LINES = 200
-MAX_BYTES = 256 * 1024
-KEEP_FILES = 10
-"""Of each model."""
-
-_DEADLINE = 5.0  # seconds to wait for the journal, which gets its lines a moment late
-_POLL = 0.1
+_DEADLINE = 5.0  # seconds
 _MAX_READ = 16 * 1024 * 1024
 """Bytes: more than so many lines of the manager's, or 200 of a server's."""
 
+MINE = f"_UID={os.getuid()}"
+BY_MANAGER = (MINE, "_SYSTEMD_USER_UNIT=init.scope")
+"""The user's manager is in a control group of its own."""
 
-async def save_run(folder: Path, model: str, invocation_id: str, began: int) -> Path | None:
-    """Write the run's last lines, the manager's own included, to `folder`/model/TIME-RUN.log; None if there are none."""
-    text = await _last_lines(model, invocation_id, began)
-    if not text:
-        return None
-    return await asyncio.to_thread(_write, folder / model, invocation_id, text[-MAX_BYTES:])
-
-
-async def _last_lines(model: str, invocation_id: str, began: int) -> bytes:
-    """The run's lines, once the manager's own about its end are among them."""
-    deadline = time.monotonic() + _DEADLINE
-    while True:
-        told = await _journalctl("UNIT_RESULT", f"USER_INVOCATION_ID={invocation_id}")
-        if told or time.monotonic() > deadline:
-            return await read_run(model, invocation_id, began)
-        await asyncio.sleep(_POLL)
+Record = Mapping[str, Any]
+"""A line of the journal: a field's value is text, or a list of bytes where it is none (journalctl(1), --output=json)."""
 
 
-async def read_run(model: str, invocation_id: str, began: int) -> bytes:
-    """A run's last lines as they are in the journal now. It does not know the run of a line whose process is gone by
-    then, only its identifier, so what came under that one since the run began counts, too."""
-    run, manager = f"_SYSTEMD_INVOCATION_ID={invocation_id}", f"USER_INVOCATION_ID={invocation_id}"
-    others = ["+", f"SYSLOG_IDENTIFIER=cortex-{model}", f"_UID={os.getuid()}"] if began else []
-    matches = [run, "+", manager, *others]
-    # Together with --since, journalctl 252 counts --lines from there on: what is wanted are the last ones, so where they
-    # begin is asked for first, newest first.
-    since = f"--since=@{began / 1e6:.6f}"
-    form = ["--output=json", "--output-fields=PRIORITY", "--reverse", f"--lines={LINES}"]
-    newest = (await _run([*form, since, *matches])).splitlines()
-    if not newest:
-        return b""
-    try:
-        since = f"--since=@{int(json.loads(newest[-1])['__REALTIME_TIMESTAMP']) / 1e6:.6f}"
-    except (KeyError, TypeError, ValueError) as e:
-        log.warning("the journal's answer is not understood: %s", e)
-    return await _run(["--output=short-iso", since, *matches])
+async def records(
+    matches: Sequence[str], fields: Sequence[str], *, lines: int, since: int = 0, until: int = 0
+) -> list[Record]:
+    """The last lines that match, oldest first; between two times, in microseconds since the epoch. None where the journal
+    cannot be read or does not answer in time, which is logged."""
+    form = ["--output=json", "--all", f"--output-fields={','.join(fields)}", "--reverse", f"--lines={lines}"]
+    found = []
+    for line in (await _run([*form, *_between(since, until), *matches])).splitlines():
+        try:
+            record = json.loads(line)
+            int(record["__REALTIME_TIMESTAMP"])
+        except (KeyError, TypeError, ValueError):
+            continue  # cut off, or none
+        found.append(record)
+    found.reverse()
+    return sorted(found, key=time_of)  # two journal files may be read side by side
+
+
+def time_of(record: Record) -> int:
+    """When journald got it: microseconds since the epoch."""
+    return int(record["__REALTIME_TIMESTAMP"])
 
 
 class What(StrEnum):
-    """What the user's manager says of a run. It says nothing of one that ended well."""
+    """What the user's manager says of a run. It says nothing of one that ended by itself and well."""
 
     BEGAN = "began"
     READY = "ready"
     FAILED = "failed"
     AGAIN = "again"
     """The run is over and systemd starts the next one by itself."""
+    STOPPED = "stopped"
+    """The manager was told to stop it, and has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One word of the user's manager about a run. `time`: microseconds since the epoch; `result`: systemd's, where it
-    failed."""
+    """One word of the user's manager about a run. `time`: microseconds since the epoch; `monotonic`: microseconds of
+    CLOCK_MONOTONIC; `result`: systemd's, where it failed."""
 
     unit: str
     run: str
     time: int
     what: What
     result: str = ""
+    monotonic: int = 0
 
 
 _MESSAGES = {
@@ -92,10 +87,11 @@ _MESSAGES = {
     "39f53479d3a045ac8e11786248231fbf": What.READY,
     "d9b373ed55a64feb8242e02dbe79a49c": What.FAILED,
     "5eb03494b6584870a536b337290809b3": What.AGAIN,
+    "9d1aaa27d60140bd96365438aad20286": What.STOPPED,
 }
 """systemd's message ids (sd-messages.h)."""
 
-_RESULTS = frozenset(
+RESULTS = frozenset(
     (
         "exit-code", "signal", "core-dump", "timeout", "oom-kill", "protocol", "resources", "watchdog", "start-limit-hit",
         "exec-condition",
@@ -103,36 +99,83 @@ _RESULTS = frozenset(
 )  # fmt: skip
 """systemd's results of a run that failed (systemd.service(5))."""
 
-_BY_MANAGER = "_SYSTEMD_USER_UNIT=init.scope"
-"""The user's manager is in a control group of its own, which journald tells by itself: a model can send every other field
-that systemd's lines have."""
-
 _MAX_ENTRIES = 20_000
 
 
 async def runs(since: int) -> list[Entry]:
     """What the manager has said of runs since then (microseconds since the epoch), oldest first, of all units."""
-    matches = [*(f"MESSAGE_ID={number}" for number in _MESSAGES), f"_UID={os.getuid()}", _BY_MANAGER]
-    fields = "USER_UNIT,USER_INVOCATION_ID,MESSAGE_ID,UNIT_RESULT"
-    form = ["--output=json", f"--output-fields={fields}", f"--lines={_MAX_ENTRIES}"]
-    text = await _run([*form, f"--since=@{since / 1e6:.6f}", *matches])
+    matches = [*(f"MESSAGE_ID={number}" for number in _MESSAGES), *BY_MANAGER]
+    fields = ("USER_UNIT", "USER_INVOCATION_ID", "MESSAGE_ID", "UNIT_RESULT", "JOB_TYPE")
     found = []
-    for line in text.splitlines():
+    for record in await records(matches, fields, lines=_MAX_ENTRIES, since=since):
         try:
-            entry = json.loads(line)
-            what = _MESSAGES[entry["MESSAGE_ID"]]
-            unit, run = str(entry["USER_UNIT"]), str(entry["USER_INVOCATION_ID"])
-            result = str(entry.get("UNIT_RESULT", ""))
-            result = result if result in _RESULTS else ""
-            found.append(Entry(unit, run, int(entry["__REALTIME_TIMESTAMP"]), what, result))
-        except (AttributeError, KeyError, TypeError, ValueError):
+            what = _MESSAGES[record["MESSAGE_ID"]]
+            unit, run = str(record["USER_UNIT"]), str(record["USER_INVOCATION_ID"])
+            monotonic = int(record.get("__MONOTONIC_TIMESTAMP", 0))
+        except (KeyError, TypeError, ValueError):
             continue
+        if what is What.STOPPED and record.get("JOB_TYPE") != "stop":
+            continue  # a restart says so, too, between two runs
+        result = str(record.get("UNIT_RESULT", ""))
+        found.append(Entry(unit, run, time_of(record), what, result if result in RESULTS else "", monotonic))
     return found
 
 
-async def _journalctl(field: str, *matches: str) -> bytes:
-    form = ["--output=cat", f"--output-fields={field}"] if field else ["--output=short-iso"]
-    return await _run([f"--lines={LINES}", *form, *matches])
+_STARTED = "eed00a68ffd84e31882105fd973abdd1"
+_SOCKET = "/run/systemd/journal/socket"
+
+_WINDOW = 30_000_000  # microseconds
+_BURST = 10_000
+"""journald's limit of lines in that time, which it holds all of a user's services to together, each severity alone, notice
+and info as one (journald.conf(5), RateLimitBurst=): at least so many, up to six times as many on a large disk. What comes
+above it is dropped. That it was, journald says in the system's journal alone, which most users may not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """So many lines of the user's services that journald may have dropped some; `most` of them wrote `unit`."""
+
+    lines: int
+    unit: str
+    most: int
+
+
+async def flood(until: int) -> Flood | None:
+    """Whether journald may have dropped lines of the user's services just then (microseconds since the epoch)."""
+    service = f"_SYSTEMD_UNIT=user@{os.getuid()}.service"
+    form = ["--output=cat", "--output-fields=_SYSTEMD_USER_UNIT", *_between(until - _WINDOW, until)]
+    text = await _run([*form, service, MINE, "PRIORITY=5", "PRIORITY=6"])
+    units = Counter(text.decode(errors="replace").splitlines())
+    if units.total() < _BURST:
+        return None
+    ((unit, most),) = units.most_common(1)
+    return Flood(units.total(), unit, most)
+
+
+def tell(unit: str, run: str, message: str) -> None:
+    """Say something about a run where its log is read: `logs` and journalctl's --user-unit= show it among its lines. A
+    warning, of which a flood of lines of no importance leaves room. Never waits."""
+    fields = {
+        "MESSAGE": message, "PRIORITY": "4", "SYSLOG_IDENTIFIER": "cortexd", "USER_UNIT": unit, "USER_INVOCATION_ID": run,
+    }  # fmt: skip
+    data = "".join(f"{name}={value}\n" for name, value in fields.items()).encode()
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender,
+    ):
+        sender.sendto(data, _SOCKET)
+
+
+async def manager_started(since: int) -> bool:
+    """Whether the journal knows that the user's manager started since then: with a login or a boot."""
+    return bool(await records([f"MESSAGE_ID={_STARTED}", *BY_MANAGER], ["MESSAGE_ID"], lines=1, since=since))
+
+
+def _between(since: int, until: int) -> list[str]:
+    return [
+        *([f"--since=@{since / 1e6:.6f}"] if since else []),
+        *([f"--until=@{until / 1e6:.6f}"] if until else []),
+    ]
 
 
 async def _run(arguments: Sequence[str]) -> bytes:
@@ -144,14 +187,3 @@ async def _run(arguments: Sequence[str]) -> bytes:
     except OSError as e:
         log.warning("the journal cannot be read: journalctl cannot be run: %s", e)
     return b""
-
-
-def _write(folder: Path, invocation_id: str, text: bytes) -> Path:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / f"{time.strftime('%Y%m%dT%H%M%S')}-{invocation_id}.log"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(text)
-    for old in sorted(folder.glob("*.log"))[:-KEEP_FILES]:
-        old.unlink(missing_ok=True)
-    return path

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from cortexd import ports
-from cortexd.budget import ASKED
 from cortexd.catalog import Catalog
 from cortexd.diagnosis.examiner import Examiner, from_error
 from cortexd.diagnosis.finding import Finding
@@ -56,8 +55,6 @@ class Lifecycle:
 
     async def record(self, model: Model, kind: str, message: str, caller: Caller) -> None:
         """Write to the audit log who asked for what, before it is done."""
-        if kind in ASKED:
-            model.gave_up = ""
         await self._store.add_event(self.event(model, kind, message, caller))
 
     def event(self, model: Model, kind: str, message: str, caller: Caller) -> Event:
@@ -80,14 +77,16 @@ class Lifecycle:
                     if not unit.running:
                         await self._check_port(model)
                 await self._catalog.ensure_unit(model)
+                self._catalog.check_loaded(model)
                 await self.record(model, "start", "start asked for", caller)
-                if unit.active_state != "active":
-                    await self._systemd.reset_failed(model.unit)  # a person's start is no part of a crash loop
-                if unit.sub_state.startswith("auto-restart"):
-                    # At once; a start would wait out RestartSec on 252.
-                    queued = await self._systemd.restart_unit(model.unit)
-                else:
-                    queued = await self._systemd.start_unit(model.unit)
+                async with self._intents.doing(Intent(model=name, kind="start", actor=caller.actor)):
+                    if unit.active_state != "active":
+                        await self._systemd.reset_failed(model.unit)  # a person's start is no part of a crash loop
+                    if unit.sub_state.startswith("auto-restart"):
+                        # At once; a start would wait out RestartSec on 252.
+                        queued = await self._systemd.restart_unit(model.unit)
+                    else:
+                        queued = await self._systemd.start_unit(model.unit)
                 await self._systemd.refresh(model.unit)
         return self._spawn_start("start", model, lambda job: self._await_start(model, queued, job), warnings)
 
@@ -171,6 +170,8 @@ class Lifecycle:
                     f"port {spec.port} is held by model {other.name}; stop it, or 'cortexctl set {spec.name} port=auto'"
                 )
         found = await asyncio.to_thread(ports.holder, probe_address(spec.host), spec.port)
+        if found and spec.socket:
+            raise PortInUse(f"{spec.socket} is held by {found}; stop it, or 'cortexctl set {spec.name} host=PATH'")
         if found:
             raise PortInUse(f"port {spec.port} is held by {found}; stop it, or 'cortexctl set {spec.name} port=auto'")
 
@@ -180,7 +181,18 @@ class Lifecycle:
         model = self._catalog.get(name)
         await self.record(model, "stop", "stop asked for", caller)
         model.latest_start = None
-        return self.jobs.spawn("stop", name, lambda job: self.stop_and_wait(model, job))
+        run = self._systemd.cached(model.unit).invocation_id
+        intent = Intent(model=name, kind="stop", details={"run": run}, actor=caller.actor)
+
+        async def work(job: Job) -> None:
+            async with self._intents.doing(intent):
+                await self.stop_and_wait(model, job)
+
+        return self.jobs.spawn("stop", name, work)
+
+    def go_on_stopping(self, model: Model) -> Job:
+        """Finish a stop in which a daemon was killed."""
+        return self.jobs.spawn("stop", model.name, lambda job: self.stop_and_wait(model, job))
 
     async def stop_and_wait(self, model: Model, job: Job) -> Ending:
         """Stop a model as part of a job; an end that was not clean is a warning of the job's. Returns what it left as the

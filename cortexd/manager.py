@@ -7,6 +7,7 @@ import fnmatch
 import logging
 import signal as signals
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 from cortexd.backends import Listed, list_backends
@@ -19,20 +20,23 @@ from cortexd.errors import Busy, CortexError, InvalidConfig, JobFailed, NoSuchMo
 from cortexd.events import Ending, Event
 from cortexd.health.policy import Outcome, Probe
 from cortexd.health.probe import Prober
-from cortexd.intents import Intents
+from cortexd.intents import UNBORN, Intents
 from cortexd.jobs import Job
 from cortexd.lifecycle import Lifecycle, bringing_to_end
 from cortexd.limits import Verdict, lowered
+from cortexd.names import unit_name
 from cortexd.observer import Observer
 from cortexd.registered import Model
 from cortexd.registration import Caller
+from cortexd.repair import Repaired, Repairs
 from cortexd.sandbox.judging import Row
 from cortexd.scope import Scope
 from cortexd.secrets import check_key, check_value
 from cortexd.states import Judgement, judge
 from cortexd.store import EventQuery, Intent, Store
 from cortexd.systemd.protocol import UNKNOWN, Logind, Systemd, UnitState, UnitUsage
-from cortexd.units.render import Tools
+from cortexd.units.files import FileState
+from cortexd.units.render import Tools, restart_pause
 
 log = logging.getLogger(__name__)
 
@@ -54,16 +58,17 @@ class Manager:
         self, scope: Scope, store: Store, systemd: Systemd, logind: Logind, prober: Prober, tools: Tools
     ) -> None:
         self._store, self._systemd, self._logind, self._prober = store, systemd, logind, prober
-        self._scope = scope
-        self.catalog = Catalog(scope, tools, store, systemd)
+        self._scope, self._release = scope, tools.systemd
+        self._intents = Intents(store)
+        self.catalog = Catalog(scope, tools, store, systemd, self._intents)
         self._examiner = Examiner(scope, tools, systemd, self.catalog.secrets.value)
         self._examiner.prover.on_namespaces = self.catalog.redefine
         self._proving: set[asyncio.Task[None]] | None = (
             None  # looks at changed models' sandboxes, once `prove` was called
         )
-        self._intents = Intents(store)
+        self._repairs = Repairs(self.catalog, systemd, self._intents)
         self.life = Lifecycle(self.catalog, store, systemd, self._examiner, self._intents)
-        self._diagnoser = Diagnoser(scope, store, systemd, lambda name: self.on_change(name))
+        self._diagnoser = Diagnoser(scope, self.catalog, store, lambda name: self.on_change(name))
         self.life.cause_of = self._diagnoser.cause_of
         self._observer = Observer(
             scope, self.catalog, store, systemd, prober, self._diagnoser, lambda name: self.on_change(name)
@@ -71,7 +76,7 @@ class Manager:
         self.catalog.on_change = lambda name: self.on_change(name)
         self.on_change: Callable[[str], None] = lambda name: None
         """Called with a model's name when anything about it may have changed."""
-        store.on_event = lambda event: self.on_event(event)
+        store.on_event = self._told
         self.on_event: Callable[[Event], None] = lambda event: None
         """Called with every event of the audit log."""
         self.on_add: Callable[[str], None] = lambda name: None
@@ -83,58 +88,94 @@ class Manager:
         await self.catalog.load()
         await self._observer.start()
 
+    def _told(self, event: Event) -> None:
+        """An event is on disk: it counts from now on."""
+        if model := self.catalog.models.get(event.model):
+            failed = model.budget.failed
+            model.budget.add(event)
+            if model.budget.failed != failed:
+                self.on_change(event.model)
+        self.on_event(event)
+
     async def go_on(self) -> None:
         """Finish what a daemon that was killed had begun: each model is as it was asked to be, not something between."""
         for intent in await self._store.unfinished():
             log.info("%s: going on with its %s", intent.model, intent.kind)
-            caller = Caller(intent.actor)
+            done = None
             try:
-                if intent.model in self.catalog.models:
-                    await self._finish(intent.kind, intent.model, caller)
+                if model := self.catalog.models.get(intent.model):
+                    done = await self._finish(intent, model, Caller(intent.actor))
+                elif intent.kind in UNBORN:
+                    await self._clear_away(intent.model)
             except CortexError as e:
                 log.error("%s: its %s cannot be finished: %s", intent.model, intent.kind, e)
-            await self._store.end(intent.id)
+            await self._store.end(intent.id, done)
 
-    async def _finish(self, kind: str, name: str, caller: Caller) -> None:
-        if kind == "unregister":
-            await (await self.unregister(name, caller, force=True)).wait()
-        elif kind == "enable":
-            await self.enable(name, caller, linger=False)
-        elif kind == "disable":
-            await self.disable(name, caller)
-        elif kind == "restart" and not self._systemd.cached(self.catalog.get(name).unit).running:
-            await self.life.start(name, caller)
+    async def _finish(self, intent: Intent, model: Model, caller: Caller) -> Event | None:
+        """Returns the event that is still to be written."""
+        name, unit = model.name, self._systemd.cached(model.unit)
+        match intent.kind:
+            case "unregister":
+                await (await self.unregister(name, caller, force=True)).wait()
+            case "enable":
+                await self.enable(name, caller, linger=bool(intent.details.get("linger")))
+            case "disable":
+                await self.disable(name, caller)
+            case "repair":
+                if (await self.repair(name, caller)).drift.state is FileState.CURRENT:  # it was written already
+                    await self._systemd.reload()
+                    return self.life.event(model, "repair", str(intent.details.get("message")), caller)
+            case "reset-failed":
+                await self.reset_failed(name, caller)
+            case "start" | "restart":
+                if not unit.running:
+                    await self.life.start(name, caller)
+                if intent.details.get("enable") and unit.unit_file_state != "enabled":
+                    await self.enable(name, caller, linger=False)
+            case "stop" if unit.invocation_id == intent.details.get("run"):
+                await self.life.go_on_stopping(model).wait()
+            case "secret-set" | "secret-removed" if model.definition.secrets.revision != intent.details.get("revision"):
+                return self._secret_event(model, intent.kind, str(intent.details.get("key")), caller)
+        return None
+
+    async def _clear_away(self, name: str) -> None:
+        """What is left of a model that is not registered, or not any more."""
+        await asyncio.to_thread(self.catalog.secrets.forget, name)
+        await self._observer.removed(name)
+        await self._systemd.reload()
+        await self._systemd.reset_failed(unit_name(name))
 
     async def prove(self) -> None:
         """See what of models' sandboxes is in force on this machine, now and whenever a model is new or changed, so that a
         warning says what is not. Takes a moment once a boot, for each sandbox that differs."""
         self._proving = set()
-        for name in list(self.catalog.models):
-            await self._prove(name)
+        await self._prove(list(self.catalog.models))
 
-    async def _prove(self, name: str) -> None:
-        if model := self.catalog.models.get(name):
-            try:
-                await self._examiner.prover.rows(model)
-            except CortexError as e:
-                log.warning("%s: its sandbox cannot be tried: %s", name, e)
-            self.catalog.sandboxes_seen()
+    async def _prove(self, names: Sequence[str]) -> None:
+        for name in names:
+            if model := self.catalog.models.get(name):
+                try:
+                    await self._examiner.prover.rows(model)
+                except CortexError as e:
+                    log.warning("%s: its sandbox cannot be tried: %s", name, e)
+                self.catalog.sandbox_seen(model)
 
-    def _prove_soon(self, name: str) -> None:
+    def _prove_soon(self, *names: str) -> None:
         if self._proving is not None:
-            task = asyncio.create_task(self._prove(name))
+            task = asyncio.create_task(self._prove(names))
             self._proving.add(task)
             task.add_done_callback(self._proving.discard)
 
     async def security(self, name: str, *, again: bool = False) -> list[Row]:
         """What of the model's sandbox was asked for, and what of that is in force; tried anew where `again`."""
-        rows = await self._examiner.prover.rows(self.catalog.get(name), again=again)
-        self.catalog.sandboxes_seen()
+        model = self.catalog.get(name)
+        rows = await self._examiner.prover.rows(model, again=again)
+        self.catalog.sandbox_seen(model)
         return rows
 
     def resumed(self) -> None:
         """The machine has slept: what failed before does not count."""
-        self._observer.resumed()
+        self._observer.liveness.resumed()
 
     async def close(self) -> None:
         """End our own work; models go on running."""
@@ -159,9 +200,11 @@ class Manager:
         unit = self._systemd.cached(model.unit)
         ending = model.ending.by if model.ending.run == unit.invocation_id else ""
         cause = model.cause.sentence if model.cause and model.cause_run == unit.invocation_id else ""
-        return ModelView(
-            model, unit, judge(unit, model.health, model.spec, ending=ending, cause=cause, given_up=model.gave_up)
+        pause = restart_pause(model.spec.restart.restart_seconds, unit.n_restarts, self._release)
+        judgement = judge(
+            unit, model.health, model.spec, ending=ending, cause=cause, given_up=model.gave_up, pause=pause
         )
+        return ModelView(model, unit, judgement)
 
     def match(self, patterns: Sequence[str]) -> list[str]:
         """Names that fit one of the shell patterns, sorted; none means all. A plain name must exist."""
@@ -219,12 +262,20 @@ class Manager:
         self, name: str, settings: Mapping[str, object], caller: Caller, *, api_key: bool = False
     ) -> Sequence[str]:
         """Register a model, with a new API key where that is asked for; returns warnings."""
-        self.life.check_open()
-        model = await self.catalog.add(name, settings, caller, api_key=api_key)
-        self._observer.added(model)
-        self._prove_soon(name)
-        self.on_add(name)
+        (model,) = await self.register_all({name: settings}, caller, api_key=api_key)
         return model.warnings
+
+    async def register_all(
+        self, wanted: Mapping[str, Mapping[str, object]], caller: Caller, *, api_key: bool = False
+    ) -> list[Model]:
+        """Register models of these names and settings: all of them, or none."""
+        self.life.check_open()
+        models = await self.catalog.add(wanted, caller, api_key=api_key)
+        for model in models:
+            self._observer.added(model)
+            self.on_add(model.name)
+        self._prove_soon(*wanted)
+        return models
 
     async def set(self, name: str, settings: Mapping[str, object], caller: Caller) -> tuple[bool, Sequence[str]]:
         """Change settings; returns whether a restart is needed, and warnings."""
@@ -250,12 +301,8 @@ class Manager:
                 raise InvalidConfig(model.backend_problem)
             check_key(key, {*model.plan.environment, *model.plan.unset_environment} - {model.plan.api_key})
             check_value(value)
-            await self.life.record(model, "secret-set", f"secret {key} set", caller)
-            try:
+            async with self._changing_secret(model, "secret-set", key, caller):
                 await asyncio.to_thread(secrets.set, name, key, value)
-            except CortexError as e:
-                await self.life.record(model, "secret-set-failed", f"secret {key} not set: {e}", caller)
-                raise
             await self._secrets_changed(model)
         return model.outdated
 
@@ -265,15 +312,36 @@ class Manager:
         model, secrets = self.catalog.get(name), self.catalog.secrets
         async with self.catalog.locked(model):
             await asyncio.to_thread(secrets.check_has, name, key)
-            await self.life.record(model, "secret-removed", f"secret {key} removed", caller)
-            await asyncio.to_thread(secrets.remove, name, key)
+            async with self._changing_secret(model, "secret-removed", key, caller):
+                await asyncio.to_thread(secrets.remove, name, key)
             await self._secrets_changed(model)
+
+    def _changing_secret(self, model: Model, kind: str, key: str, caller: Caller) -> AbstractAsyncContextManager[None]:
+        """Whether it was done the next daemon sees by the file's revision, which every change draws anew."""
+        details = {"key": key, "revision": model.definition.secrets.revision}
+        intent = Intent(model=model.name, kind=kind, details=details, actor=caller.actor)
+        return self._intents.doing(intent, self._secret_event(model, kind, key, caller))
+
+    def _secret_event(self, model: Model, kind: str, key: str, caller: Caller) -> Event:
+        return self.life.event(model, kind, f"secret {key} {kind.removeprefix('secret-')}", caller)
 
     async def _secrets_changed(self, model: Model) -> None:
         try:
             await self.catalog.see_secrets(model)
         finally:
             self.on_change(model.name)
+
+    async def repair(self, name: str, caller: Caller, *, dry_run: bool = False) -> Repaired:
+        """Write a unit file again that somebody deleted or edited, and keep what was there; only look where `dry_run`."""
+        self.life.check_open()
+        model = self.catalog.get(name)
+        async with self.catalog.locked(model):
+            if dry_run:
+                return Repaired(await self._repairs.look(model))
+            done = self.life.event(model, "repair", "", caller)
+            repaired = await self._repairs.repair(model, caller.actor, done)
+        self.on_change(name)
+        return repaired
 
     async def unregister(self, name: str, caller: Caller, *, force: bool) -> Job:
         """Disable, stop, remove the unit, forget."""
@@ -318,9 +386,15 @@ class Manager:
         async with self.catalog.locked(model):
             await self.catalog.ensure_unit(model)
             done = self.life.event(model, "enable", "enabled", caller)
-            async with self._intents.doing(Intent(model=name, kind="enable", actor=caller.actor), done):
+            intent = Intent(model=name, kind="enable", details={"linger": linger}, actor=caller.actor)
+            async with self._intents.doing(intent, done):
                 await self._systemd.enable_unit(model.unit)
+                missing = await self._missing_at_boot(linger)
         self.on_change(name)
+        return missing
+
+    async def _missing_at_boot(self, linger: bool) -> list[str]:
+        """What keeps models from starting without a login, after we have tried to mend it where `linger` says so."""
         lingers = await self._logind.linger()
         if lingers:
             return []
@@ -332,6 +406,13 @@ class Manager:
             except CortexError as e:
                 known = str(e)
         return [f"{known}: without it models start at your login and end at your logout; run 'loginctl enable-linger'"]
+
+    async def start_and_enable(self, name: str, caller: Caller) -> Job:
+        """Start a model now and, from now on, at boot: both, or neither."""
+        async with self._intents.doing(Intent(model=name, kind="start", details={"enable": True}, actor=caller.actor)):
+            job = await self.life.start(name, caller)
+            job.warnings += await self.enable(name, caller, linger=False)
+        return job
 
     async def disable(self, name: str, caller: Caller) -> None:
         """Start at boot no longer."""
@@ -361,9 +442,10 @@ class Manager:
         """Forget the failure and the count of starts."""
         self.life.check_open()
         model = self.catalog.get(name)
-        await self.life.record(model, "reset-failed", "failed state cleared", caller)
-        await self._systemd.reset_failed(model.unit)
-        await self._systemd.refresh(model.unit)
+        done = self.life.event(model, "reset-failed", "failed state cleared", caller)
+        async with self._intents.doing(Intent(model=name, kind="reset-failed", actor=caller.actor), done):
+            await self._systemd.reset_failed(model.unit)
+            await self._systemd.refresh(model.unit)
         self.on_change(name)
 
     async def check(self, name: str) -> list[Finding]:
@@ -381,7 +463,7 @@ class Manager:
         if unit.active_state != "active" and unit.sub_state != "start-post":
             # It has no process, or none that is a server yet: whoever answers there is not this model.
             return Probe(outcome=Outcome.NOT_RUNNING, reason=f"it is {state}")
-        return await self._prober.probe(await self._observer.door.server(model), spec.health.timeout)
+        return await self._prober.probe(await self._observer.liveness.door.server(model), spec.health.timeout)
 
 
 def parse_signal(text: str) -> int:

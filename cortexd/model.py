@@ -123,7 +123,7 @@ class HealthPolicy:
     busy_timeout: float = _setting(
         kinds.SECONDS,
         600.0,
-        "how long CPU time alone excuses time-outs; then it has to generate a token",
+        "how long CPU or GPU time alone excuses time-outs; then it has to generate a token",
         "health.busy_timeout_seconds",
         live=True,
     )
@@ -179,7 +179,7 @@ class ModelSpec:
     path: str = _setting(kinds.TEXT, "", "the model: a file, a folder, or a reference such as org/name")
     backend: str = _setting(kinds.TEXT, DEFAULT_BACKEND, "the program that serves it")
     port: int = _setting(kinds.PORT, 8000, "TCP port, or auto for a free one")
-    host: str = _setting(kinds.TEXT, "127.0.0.1", "address to listen on")
+    host: str = _setting(kinds.TEXT, "127.0.0.1", "address to listen on, or the path of a Unix socket")
     gpus: tuple[str, ...] = _setting(kinds.GPUS, ("0",), "GPUs that it may see")
     max_model_len: int = _setting(kinds.integer(1, 100_000_000), 4096, "context length in tokens")
     tensor_parallel: int = _setting(kinds.integer(1, 1024), 1, "GPUs that share one model")
@@ -196,6 +196,11 @@ class ModelSpec:
     hardening: Hardening
     health: HealthPolicy
     restart: RestartPolicy
+
+    @property
+    def socket(self) -> str:
+        """The path of the Unix socket on which it listens; empty where that is a port."""
+        return self.host if self.host.startswith("/") else ""
 
 
 _SECTIONS: dict[str, type] = {

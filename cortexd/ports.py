@@ -11,22 +11,24 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cortexd.errors import InvalidConfig, PortInUse
-from cortexd.waiter.sockets import Listener, answers_to, listeners
+from cortexd.waiter.sockets import Listener, answering
 
 _FIRST = 8000
 _DEFAULT_EPHEMERAL = 32768  # the kernel's default for the first port that it hands out itself
 
 
 def holder(address: str, port: int) -> str | None:
-    """Who listens where a server on `address`:`port` would: a sentence's subject, or None."""
-    sockets = answers_to(address, listeners(port))
+    """Who listens where a server on `address`:`port`, or at the path `address`, would: a sentence's subject, or None."""
+    sockets = answering(address, port)
     return _describe(sockets[0]) if sockets else None
 
 
 def _describe(sock: Listener) -> str:
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if any(str(fd.readlink()) == f"socket:[{sock.inode}]" for fd in (process / "fd").iterdir()):
+            if process.name == str(sock.pid) or any(
+                str(fd.readlink()) == f"socket:[{sock.inode}]" for fd in (process / "fd").iterdir()
+            ):
                 return f"process {process.name} ({(process / 'comm').read_text().strip()})"
         except OSError:
             continue  # another user's, or gone meanwhile
@@ -63,6 +65,8 @@ def _can_bind(address: str, port: int) -> bool:
 
 def overlap(host: str, other: str) -> bool:
     """Whether servers on these two addresses would want the same socket."""
+    if host.startswith("/") or other.startswith("/"):
+        return host == other
     first, second = (ipaddress.ip_address("127.0.0.1" if h == "localhost" else h) for h in (host, other))
     return first == second or first.is_unspecified or second.is_unspecified
 

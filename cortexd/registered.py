@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cortexd import limits
 from cortexd.backends import Backend, LaunchPlan
+from cortexd.budget import Budget
 from cortexd.diagnosis.why import Cause
 from cortexd.events import Ending
 from cortexd.health.policy import HealthState
@@ -21,6 +22,13 @@ from cortexd.secrets import NO_SECRETS, Known
 from cortexd.units import files
 from cortexd.units.files import FileState
 from cortexd.units.render import probe_address
+
+
+def url_of(url: str, path: str) -> str:
+    """A path of a server, as curl takes it: --unix-socket SOCKET http://localhost/… where it listens on one."""
+    if url.startswith("unix:"):
+        return f"--unix-socket {url.removeprefix('unix:')} http://localhost{path}"
+    return url + path
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +44,24 @@ class Definition:
     secrets: Known = NO_SECRETS
     lasting: str = ""
     """The unit file with limits that are everybody's, where its backend sizes something by them; empty where it does not."""
+    _digest: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+    """Made when it is first asked for."""
 
     @property
     def url(self) -> str:
         """Where a client on this machine reaches its server."""
+        if self.spec.socket:
+            return f"unix:{self.spec.socket}"
         address, port = probe_address(self.spec.host), self.spec.port
         return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
     @property
     def digest(self) -> str:
         """Of what a run has for good: the unit file without limits and what is sized by them, and which secrets go with it."""
-        return files.digest(self.lasting or self.text, limits.DIRECTIVES) + (
-            f"+{self.secrets.revision}" if self.secrets.revision else ""
-        )
+        if not self._digest:
+            found = files.digest(self.lasting or self.text, limits.DIRECTIVES)
+            self._digest.append(f"{found}+{self.secrets.revision}" if self.secrets.revision else found)
+        return self._digest[0]
 
     @property
     def questions(self) -> Questions:
@@ -88,8 +101,8 @@ class Model:
     cause: Cause | None = None
     """Why the run `cause_run` ended, where that one failed."""
     cause_run: str = ""
-    gave_up: str = ""
-    """Why it is restarted no longer; empty while it is."""
+    budget: Budget = field(default_factory=Budget)
+    """Its failed runs in a row, kept true with every event of the audit log."""
     loads: tuple[float, ...] = ()
     """Seconds that its last loads took, oldest first."""
     latest_start: Job | None = None
@@ -133,7 +146,17 @@ class Model:
     @property
     def health_url(self) -> str:
         """What is asked whether it is well."""
-        return self.url + self.endpoint
+        return url_of(self.url, self.endpoint)
+
+    @property
+    def gave_up(self) -> str:
+        """Why it is restarted no longer; empty while it is."""
+        return self.budget.gave_up
+
+    @property
+    def on_its_last_run(self) -> bool:
+        """Whether it is stopped for good should the run that there is fail, too."""
+        return self.budget.failed + 1 >= self.spec.restart.max_restarts
 
     @property
     def usual_load(self) -> float:
@@ -142,8 +165,22 @@ class Model:
 
     @property
     def outdated(self) -> bool:
-        """Whether the server that runs was started with other settings, secrets or words of its backend's file."""
-        return bool(self.serving.run) and (self.backend_changed or self.serving.digest != self.definition.digest)
+        """Whether the server that runs was started with other settings, secrets or words of its backend's file. While its unit
+        file is somebody else's, a restart would bring none of them."""
+        if not self.serving.run or self.drifted:
+            return False
+        return self.backend_changed or self.serving.digest != self.definition.digest
+
+    def serves(self, run: str, *, known: bool = True) -> Serving:
+        """What a run that begins now serves. Somebody else's unit file may have it be anything, which shows as outdated once the
+        file is ours again."""
+        serving = self.definition.serving(run, known=known)
+        return replace(serving, digest="") if self.drifted else serving
+
+    @property
+    def drifted(self) -> bool:
+        """Whether its unit file is not what cortexd wrote; settings do not reach it then."""
+        return self.file_state in (FileState.EDITED, FileState.FOREIGN)
 
     @property
     def spec(self) -> ModelSpec:

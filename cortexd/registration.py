@@ -53,8 +53,14 @@ def fill_in(
         if found is None:
             raise InvalidConfig(backend.missing())
         explicit["exec"] = found
+    host = str(explicit.get("host", "127.0.0.1")).removeprefix("unix:")
+    if host.startswith("/"):
+        explicit["host"] = host
+        if taken := next((spec.name for spec in others if spec.host == host), ""):
+            # Not only a warning, as for ports: each start would take the other's away.
+            raise InvalidConfig(f"host={host!r}: is the socket of model {taken}; use another path")
+        host = "127.0.0.1"
     if explicit.get("port") == AUTO_PORT:
-        host = str(explicit.get("host", "127.0.0.1"))
         check_host(host)
         explicit["port"] = free_port("127.0.0.1" if host == "localhost" else host, {spec.port for spec in others})
     parse_settings({name: explicit.get(name, "") for name in ("path", "exec")})  # the caller's folders may be odd, too

@@ -8,7 +8,7 @@ watched and stopped, and its unit file stays as it is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from cortexd.backends import Backend, backend_of
@@ -47,17 +47,20 @@ def renewed(model: Model, define: Define, scope: Scope) -> Definition:
     return model.definition if unchanged else define(model)
 
 
-async def see(models: Iterable[Model], define: Define, scope: Scope) -> Iterator[str]:
-    """See whether backend files were changed or broken, and note it on their models. Returns the names of those whose
-    server has to be restarted, or no longer, to be what the file says."""
+async def see(models: Iterable[Model], define: Define, scope: Scope) -> list[Model]:
+    """See whether backend files were changed or broken, and note it on their models, which are returned."""
     models = list(models)
     names = {model.spec.backend for model in models}
     current = await asyncio.to_thread(lambda: {name: _backend_or_problem(name, scope) for name in names})
-    before = [model.outdated for model in models]
     # Each may have another backend by now.
     found = [(model, current.get(model.spec.backend)) for model in models]
-    await asyncio.gather(*(_note(model, backend, define) for model, backend in found if backend))
-    return (model.name for model, was in zip(models, before, strict=True) if model.outdated != was)
+    differ = [
+        (model, backend)
+        for model, backend in found
+        if backend and (backend is not model.definition.backend or model.backend_problem or model.backend_changed)
+    ]
+    await asyncio.gather(*(_note(model, backend, define) for model, backend in differ))
+    return [model for model, _ in differ]
 
 
 async def _note(model: Model, found: Backend | str, define: Define) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex, token_urlsafe
 
-from cortexd import kinds
+from cortexd import kinds, owned
 from cortexd.errors import InvalidConfig, NoSuchSecret, StoreFailed
 
 MAX_VALUE = 64 * 1024
@@ -154,7 +154,7 @@ class Secrets:
         """The model's folder as a descriptor, checked; None where there is none and none is to be made."""
         with ExitStack() as closing:
             try:
-                folder = self._open(model, closing, make)
+                folder: int | None = closing.enter_context(owned.opened(self._folder, model, make=make))
             except FileNotFoundError:
                 folder = None
             except OSError as e:
@@ -163,13 +163,6 @@ class Secrets:
                 yield folder
             except OSError as e:
                 raise self._unusable(model, e) from None
-
-    def _open(self, model: str, closing: ExitStack, make: bool) -> int:
-        parent = _open_folder(self._folder, None, make)
-        closing.callback(os.close, parent)
-        folder = _open_folder(Path(model), parent, make)
-        closing.callback(os.close, folder)
-        return folder
 
     def _unusable(self, model: str, error: OSError) -> StoreFailed:
         link = error.errno in (errno.ELOOP, errno.ENOTDIR)
@@ -212,21 +205,6 @@ class Secrets:
                 os.fsync(file.fileno())
             os.rename(_NEW, _FILE, src_dir_fd=folder, dst_dir_fd=folder)
             os.fsync(folder)
-
-
-def _open_folder(path: Path, parent: int | None, make: bool) -> int:
-    """A folder of ours that nobody else may look into; no link is followed. Raises OSError."""
-    if make:
-        with suppress(FileExistsError):
-            os.mkdir(path, 0o700, dir_fd=parent)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    status = os.fstat(descriptor)
-    if status.st_uid != os.getuid():
-        os.close(descriptor)
-        raise PermissionError(errno.EPERM, "belongs to another user")
-    if status.st_mode & 0o077:
-        os.fchmod(descriptor, 0o700)
-    return descriptor
 
 
 def _quoted(value: str) -> str:

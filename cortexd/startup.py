@@ -142,15 +142,19 @@ class Startups:
             return await bounded.output(*command, seconds=_DEADLINE, limit=_MAX_OUTPUT)
 
 
-def read_processes(control_group: str) -> tuple[Sample, list[int]]:
-    """What the processes of a control group (a path below cgroup2's root) have read and written (proc(5)), and their
-    numbers."""
+def processes(control_group: str) -> list[int]:
+    """The numbers of the processes of a control group (a path below cgroup2's root)."""
     try:
         root = mount_point(Path("/proc/self/mountinfo").read_text())
         group = root / control_group.lstrip("/") if root and control_group.strip("/") else None
-        pids = [int(pid) for pid in (group / "cgroup.procs").read_text().split()][:_MAX_PROCESSES] if group else []
+        return [int(pid) for pid in (group / "cgroup.procs").read_text().split()][:_MAX_PROCESSES] if group else []
     except (OSError, ValueError):
-        return Sample(), []
+        return []
+
+
+def read_processes(control_group: str) -> tuple[Sample, list[int]]:
+    """What the processes of a control group have read and written (proc(5)), and their numbers."""
+    pids = processes(control_group)
     sums = dict.fromkeys(("rchar", "wchar", "read_bytes", "write_bytes"), 0)
     for pid in pids:
         with contextlib.suppress(OSError, ValueError):
@@ -163,8 +167,8 @@ def read_processes(control_group: str) -> tuple[Sample, list[int]]:
 
 
 def touch(file: Path) -> None:
-    """Make it, or change its time; OSError where its folder is not there."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    """Make it, or change its time; OSError where its folder is not there, or something else is in its place."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     try:
         os.utime(descriptor)
     finally:

@@ -13,6 +13,9 @@ from cortexd.systemd.protocol import UnitState
 NOT_READY = "Not ready: "
 """How the waiter's last status begins when it gives up."""
 
+BY_SYSTEMD = "with systemctl, or at the end of your session"
+"""How systemd is told to stop a unit, where cortexd was not asked to."""
+
 CRASHES = {
     signal.SIGSEGV: "it used memory that is not its own",
     signal.SIGABRT: "it gave up by itself",
@@ -80,7 +83,7 @@ def describe_end(unit: UnitState) -> str:
     return "" if unit.result == "success" else f"systemd says {unit.result!r}"
 
 
-def gave_up(unit: UnitState) -> str:
+def systemd_gave_up(unit: UnitState) -> str:
     """What to add where systemd restarted it in vain until its start limit; empty where it did not."""
     return f"; systemd gave up after {unit.n_restarts} restarts, a start by hand tries again" if unit.n_restarts else ""
 
@@ -99,10 +102,18 @@ def _systemd_step(status: int) -> str:
 
 
 def judge(
-    unit: UnitState, health: HealthState, spec: ModelSpec, *, ending: str = "", cause: str = "", given_up: str = ""
+    unit: UnitState,
+    health: HealthState,
+    spec: ModelSpec,
+    *,
+    ending: str = "",
+    cause: str = "",
+    given_up: str = "",
+    pause: float | None = None,
 ) -> Judgement:
     """The state of a model. `ending`: how cortexd itself brings this run to its end (stop, kill, health), or empty.
-    `cause`: why this run ended, where that is known better than systemd tells it. `given_up`: why it is restarted no more."""
+    `cause`: why this run ended, where that is known better than systemd tells it. `given_up`: why it is restarted no more.
+    `pause`: seconds before systemd starts it again, where that is not RestartSec."""
     active, sub = unit.active_state, unit.sub_state
     if active in ("inactive", "failed") and unit.job:
         # A queued start, or the moment within a restart when nothing runs.
@@ -110,14 +121,15 @@ def judge(
     if given_up and active in ("inactive", "failed", "deactivating"):
         return Judgement(State.FAILED, given_up)
     if active == "failed":
-        return Judgement(State.FAILED, cause or describe_end(unit) + gave_up(unit))
+        return Judgement(State.FAILED, cause or describe_end(unit) + systemd_gave_up(unit))
     if active == "deactivating":
         return Judgement(State.RESTARTING, health.reason) if ending == "health" else Judgement(State.STOPPING)
     if active in ("activating", "reloading", "refreshing"):
         if sub.startswith("auto-restart") or sub == "failed-before-auto-restart":
-            pause = f"systemd starts it again {spec.restart.restart_seconds:g} s after its end"
+            seconds = spec.restart.restart_seconds if pause is None else pause
+            coming = f"systemd starts it again {seconds:.3g} s after its end"
             why = health.reason if ending == "health" else cause or describe_end(unit)
-            return Judgement(State.RESTARTING, "; ".join(filter(None, (why, pause))))
+            return Judgement(State.RESTARTING, "; ".join(filter(None, (why, coming))))
         return Judgement(State.STARTING, unit.status_text)
     if active != "active":
         return Judgement(State.STOPPED)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from cortexd.names import model_name, unit_name
@@ -12,6 +13,16 @@ from cortexd.scope import Scope
 from cortexd.units import files
 from cortexd.units.files import FileState
 from cortexd.units.render import FOLDER_TEMPLATE, Tools, render_folder_template
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How a model's unit file differs from what cortexd writes: what lies there, and what should."""
+
+    state: FileState
+    path: Path
+    found: str
+    wanted: str
 
 
 class UnitFiles:
@@ -24,8 +35,36 @@ class UnitFiles:
         """Where a model's unit file lies."""
         return self._folder / unit_name(name)
 
-    def sync(self, model: Model) -> bool:
-        """Write the model's unit file if it is missing or outdated. Raises OSError."""
+    def drift(self, model: Model) -> Drift:
+        """What lies where the model's unit file belongs, whatever it is."""
+        path, wanted = self.path(model.name), model.definition.text
+        return Drift(files.inspect(path, wanted), path, files.described(path), wanted)
+
+    def replace(self, model: Model, kept: Path | None) -> None:
+        """Write the model's unit file, whatever lies there, which is `kept` under another name. Raises OSError, and all is as
+        it was."""
+        path = self.path(model.name)
+        if kept:
+            files.keep(path, kept)
+        try:
+            files.write(path, model.definition.text)
+        except BaseException:
+            self.put_back(model, kept)
+            raise
+        model.file_state = FileState.CURRENT
+
+    def put_back(self, model: Model, kept: Path | None) -> None:
+        """Undo `replace`. Raises OSError."""
+        path = self.path(model.name)
+        if kept:
+            files.put_back(path, kept)
+        else:
+            files.remove(path)
+        model.file_state = files.inspect(path, model.definition.text)
+
+    def sync(self, model: Model, *, last: bool = True) -> bool:
+        """Write the model's unit file if it is missing or outdated; returns whether it was. Unless it is the `last` one of
+        several, it is the caller's to sync the folder. Raises OSError."""
         path = self.path(model.name)
         if model.backend_problem:
             model.file_state = files.inspect(path, model.definition.text)
@@ -33,10 +72,22 @@ class UnitFiles:
         changed = self._sync_template() if model.plan.writes or model.spec.hardening.read_write_paths else False
         model.file_state = files.inspect(path, model.definition.text)
         if model.file_state in (FileState.MISSING, FileState.OUTDATED):
-            files.write(path, model.definition.text)
+            files.write(path, model.definition.text, sync=last)
             model.file_state = FileState.CURRENT
             changed = True
         return changed
+
+    def sync_each(self, models: Sequence[Model]) -> int:
+        """The same for several; returns how many were written. Raises OSError."""
+        changed = [self.sync(model, last=False) for model in models].count(True)
+        if changed:
+            files.sync_folder(self._folder)
+        return changed
+
+    def remove_all(self, models: Sequence[Model]) -> None:
+        """Delete unit files of ours. Raises OSError."""
+        for model in models:
+            files.remove(self.path(model.name))
 
     def _sync_template(self) -> bool:
         path, text = self._folder / FOLDER_TEMPLATE, files.with_marker(render_folder_template(self._tools))
@@ -51,10 +102,17 @@ class UnitFiles:
         changed = 0
         for model in models.values():
             try:
-                model.rewritten = self.sync(model)
+                model.rewritten = self.sync(model, last=False)
                 changed += model.rewritten
             except OSError as e:
                 warnings.append(f"{self.path(model.name)} cannot be written: {e.strerror}")
+        if changed:
+            files.sync_folder(self._folder)
+        template = self._folder / FOLDER_TEMPLATE
+        if files.inspect(template) in (FileState.EDITED, FileState.FOREIGN):
+            warnings.append(
+                f"{template} is not what cortexd wrote and is kept; delete it, and the next start writes it again"
+            )
         for rest in self._folder.glob(".cortex-*.service.*"):
             with suppress(OSError):
                 rest.unlink()  # half written by a daemon that was killed

@@ -335,7 +335,13 @@ def test_nobody_else_can_read_what_it_writes(daemon: Daemon, cortex: Cortex) -> 
     cortex.register_tiny("tiny")
     data = Path.home() / ".cortex"
     found = {p.relative_to(data).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in (data, *data.rglob("*"))}
-    assert found == {".": 0o700, "models.db": 0o600, "models.db-wal": 0o600, "models.db-shm": 0o600}
+    assert found == {
+        ".": 0o700,
+        "models.db": 0o600,
+        "models.db-wal": 0o600,
+        "models.db-shm": 0o600,
+        "models.db.reserve": 0o600,
+    }
     unit = Path.home() / ".config/systemd/user/cortex-tiny.service"
     assert stat.S_IMODE(unit.stat().st_mode) & 0o077 in (0, 0o044)
 

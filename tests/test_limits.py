@@ -88,7 +88,11 @@ def test_io_that_is_not_delegated_has_the_remedy_that_doctor_has(machine: Machin
     (verdict,) = machine.amiss().values()
     reason = "the io controller is not delegated to your manager"
     assert verdict == Verdict("IOWeight", "100", "", reason, DELEGATE)
-    assert rules_session.DELEGATE is DELEGATE and "user@.service.d" in DELEGATE
+    assert (
+        rules_session.DELEGATE is DELEGATE
+        and "user@.service.d" in DELEGATE
+        and DELEGATE.endswith("restart user@$(id -u)")
+    )
 
 
 def test_a_kernel_without_io_weight_is_not_told_to_delegate(tmp_path: Path) -> None:

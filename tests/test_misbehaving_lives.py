@@ -3,9 +3,12 @@ beside systemd's own record. (What they do with their answers: tests/health/test
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -145,16 +148,78 @@ def test_one_that_crashes_now_and_then_comes_back_and_says_how_it_ended(register
     assert properties("cortex-crashes.service", "NRestarts")["NRestarts"] == "1"
 
 
-def test_one_that_floods_the_log_harms_nobody_else(register: Any) -> None:
-    quiet = register("quiet")
+def test_one_that_floods_the_log_harms_nobody_else_but_for_lines_and_that_is_said(register: Any) -> None:
+    """journald holds all of a user's services to one limit, and drops what comes above it: also another model's last words."""
+    quiet, loses = register("quiet"), register("loses", "--fake-exit 7", Restart="no")
     quiet.run("start", "quiet")
-    cortex = register("floods", "--fake-flood 100000")
+    cortex = register("floods", "--fake-flood 150000")
     cortex.run("start", "floods")
+    assert "status 7" in loses.fails("start", "loses")
     assert cortex.properties("floods")["State"] == quiet.properties("quiet")["State"] == "ready"
+
+    shown = loses.run("logs", "loses", "--no-pager")
+    assert re.search(r"may be dropping lines.*cortex-floods wrote \d{5} of the last \d{5}", shown.stderr)
+    event = until(lambda: cortex.json("events", "loses", "--kind", "cause"), "its cause")[0]
+    lost = dict(json.loads(event["Details"])["evidence"])["Lost"]
+    assert re.match(
+        r"the journal dropped lines at its end: .*, and cortex-floods wrote \d{5} of the \d{5} that it took", lost
+    )
+    assert lost in loses.out("why", "loses")
+    (saved,) = (Path.home() / ".cortex" / "logs" / "loses").glob("*.log")
+    text = saved.read_text()
+    assert text.startswith(f"({lost})\n") and "Failed with result 'exit-code'" in text
+    assert "something went wrong" not in text, "journald took it: this test floods too little"
+    told = subprocess.run(
+        ["journalctl", "--user", "-o", "cat", "-u", "cortex-loses"], capture_output=True, text=True, check=True
+    )
+    assert f"loses: {lost}" in told.stdout
+
     systemctl("kill", "--kill-whom=main", "--signal=SEGV", "cortex-floods.service")
     until(lambda: "cause" in kinds(cortex, "floods"), "its cause")
     (saved,) = (Path.home() / ".cortex" / "logs" / "floods").glob("*.log")
     assert saved.stat().st_size <= 256 * 1024
     numbers = [int(number) for number in re.findall(r"flood (\d+)$", saved.read_text(), re.MULTILINE)]
-    assert numbers and numbers == list(range(numbers[0], numbers[-1] + 1)) and numbers[0] > 1000, "the last lines"
+    assert numbers and numbers == list(range(numbers[0], numbers[-1] + 1)) and numbers[0] > 1000, (
+        "the last that were taken"
+    )
     assert quiet.properties("quiet")["State"] == "ready"
+
+
+FORGER = """#!{python}
+import os, socket, sys
+if "--version" not in sys.argv:
+    run, unit = open("{folder}/target").read().split()
+    journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    journal.connect("/run/systemd/journal/socket")
+    for fields in (
+        {{"MESSAGE_ID": "d9b373ed55a64feb8242e02dbe79a49c", "UNIT_RESULT": "oom-kill", "SYSLOG_IDENTIFIER": "systemd"}},
+        {{"MESSAGE_ID": "de5b426a63be47a7b6ac3eaac82e2f6f", "SYSLOG_IDENTIFIER": "systemd"}},
+        {{"SYSLOG_IDENTIFIER": unit.removesuffix(".service")}},
+        {{"SYSLOG_IDENTIFIER": "(server)"}},
+    ):
+        fields |= {{"MESSAGE": "forged: CUDA out of memory", "USER_UNIT": unit, "USER_INVOCATION_ID": run, "PRIORITY": "3"}}
+        journal.send("".join(f"{{name}}={{value}}\\n" for name, value in fields.items()).encode())
+os.execv("{program}", ["{program}", *sys.argv[1:]])
+"""
+
+
+def test_one_that_writes_into_anothers_log_is_not_believed(register: Any, program: Path) -> None:
+    """Over the journal's own protocol, with any field that a server may send."""
+    victim = register("victim", Restart="no")
+    victim.run("start", "victim")
+    run = properties("cortex-victim.service", "InvocationID")["InvocationID"]
+    (program.parent / "target").write_text(f"{run} cortex-victim.service")
+    forger = program.parent / "forger"
+    forger.write_text(FORGER.format(python=sys.executable, folder=program.parent, program=program))
+    forger.chmod(0o755)
+    register("forger").run("set", "forger", f"exec={forger}")
+    victim.run("start", "forger")
+    arrived = ["journalctl", "--user", "-o", "cat", f"USER_INVOCATION_ID={run}"]
+    assert subprocess.run(arrived, capture_output=True, text=True, check=True).stdout.count("forged") == 4
+
+    assert "forged" not in victim.out("logs", "victim", "--no-pager")
+    systemctl("kill", "--kill-whom=main", "--signal=SEGV", "cortex-victim.service")
+    (event,) = until(lambda: victim.json("events", "victim", "--kind", "cause"), "its cause")
+    assert (json.loads(event["Details"])["cause"], "SIGSEGV" in event["Message"]) == ("crashed", True)
+    (saved,) = (Path.home() / ".cortex" / "logs" / "victim").glob("*.log")
+    assert "forged" not in saved.read_text() and "Failed with result" in saved.read_text()

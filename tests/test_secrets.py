@@ -384,3 +384,38 @@ def test_a_key_in_the_wrong_place_is_not_repeated(shared_daemon: Daemon) -> None
         assert done.returncode != 0 and _PART not in done.stderr and "\n" not in done.stderr.strip(), done.stderr
     assert "control character" in done.stderr
     assert _PART not in shared_daemon.log.read_text()
+
+
+def copies(pid: int, what: bytes) -> int:
+    """How often it is in what a process may write of its memory."""
+    found = 0
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            place, rights, *_ = line.split()
+            begin, end = (int(number, 16) for number in place.split("-"))
+            if rights.startswith("rw"):
+                with suppress(OSError):
+                    memory.seek(begin)
+                    found += memory.read(end - begin).count(what)
+    return found
+
+
+def test_the_daemon_has_no_secret_in_its_memory_longer_than_it_needs_it(daemon: Daemon, cortex: Cortex) -> None:
+    """Nothing holds one, so what comes next takes its place."""
+    cortex.register_tiny("m", "--api-key", "auto")
+    secret = b"remembered-" + os.urandom(12).hex().encode()
+    command = [sys.executable, "-m", "cortexctl", "secret", "set", "m", "X_TOKEN"]
+    subprocess.run(command, input=secret, check=True, capture_output=True, cwd=lab.PROJECT)
+    cortex.run("start", "m")
+    cortex.run("health", "m")  # asked with the key
+    file = (Path.home() / ".cortex" / "secrets" / "m" / "environment").read_text()
+    key = file.partition('LLAMA_API_KEY="')[2].partition('"')[0].encode()
+    assert daemon.process is not None and key and secret.decode() in file
+    pid = daemon.process.pid
+    assert copies(pid, b"cortexlinux") > 0  # that this way of looking finds anything
+
+    def gone() -> bool:
+        cortex.run("list")
+        return copies(pid, secret) == copies(pid, key) == 0
+
+    until(gone, "the end of the last copy")

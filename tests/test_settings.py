@@ -757,6 +757,9 @@ TERMINATED = unit(invocation_id="a", exec_main_code=KILLED, exec_main_status=15)
         (UP, ENDED, "stop", [("stopped", "stopped")]),
         (UP, TERMINATED, "", [("ended", "SIGTERM from outside")]),
         (UP, TERMINATED, "stop", [("stopped", "stopped")]),
+        (dataclasses.replace(UP, active_state="deactivating", job=9), TERMINATED, "", [("stopped", "by systemd: with systemctl, or")]),
+        (dataclasses.replace(UP, active_state="deactivating", job=9), ENDED, "", [("stopped", "by systemd: with systemctl, or")]),
+        (dataclasses.replace(UP, active_state="deactivating"), TERMINATED, "", [("ended", "SIGTERM from outside")]),
         (CRASHED, IDLE, "", []),
     ],
 )  # fmt: skip

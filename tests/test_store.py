@@ -20,9 +20,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cortexd.errors import StoreFailed
+from cortexd.errors import Busy, StoreFailed
 from cortexd.events import Event, Priority
-from cortexd.store import EventQuery, Intent, Store, database
+from cortexd.store import EventQuery, Intent, Store, database, writer
 from cortexd.store.schema import MIGRATIONS, VERSION
 from tests.support.wait import aio_until
 
@@ -60,7 +60,13 @@ async def test_only_the_user_may_read_it(path: Path) -> None:
         store = await Store.open(path)
         await store.save_model("a", {}, event())
         modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in (path.parent, *path.parent.iterdir())}
-        assert modes == {".cortex": 0o700, "models.db": 0o600, "models.db-wal": 0o600, "models.db-shm": 0o600}
+        assert modes == {
+            ".cortex": 0o700,
+            "models.db": 0o600,
+            "models.db-wal": 0o600,
+            "models.db-shm": 0o600,
+            "models.db.reserve": 0o600,
+        }
         await store.close()
     finally:
         os.umask(previous)
@@ -391,7 +397,7 @@ async def test_a_hundred_writers(store: Store) -> None:
 
 
 @pytest.mark.parametrize("at", ["BEGIN", "INSERT INTO models", "INSERT INTO events", "COMMIT"])
-async def test_an_interrupted_write_is_whole_or_nothing_and_the_next_one_works(
+async def test_a_write_that_is_interrupted_while_sqlite_is_at_it_is_whole(
     store: Store, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     execute, loop = store._connection.execute, asyncio.get_running_loop()
@@ -406,10 +412,65 @@ async def test_an_interrupted_write_is_whole_or_nothing_and_the_next_one_works(
         patch.setattr(store._connection, "execute", interrupt)
         with pytest.raises(asyncio.CancelledError):
             await write
-    whole = at == "COMMIT"
-    assert len(await store.models()) == len(await store.events(EventQuery())) == whole
+    assert len(await store.models()) == len(await store.events(EventQuery())) == 1
     await store.add_event(event("b"))
     assert [e.model for e in await store.events(EventQuery(models=["b"]))] == ["b"]
+
+
+async def test_a_write_that_is_interrupted_before_its_turn_is_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute, at_it, go_on = store._connection.execute, asyncio.Event(), asyncio.Event()
+
+    async def slowly(sql: str, *more: Any) -> Any:
+        if sql == "COMMIT":
+            at_it.set()
+            await go_on.wait()
+        return await execute(sql, *more)
+
+    monkeypatch.setattr(store._connection, "execute", slowly)
+    first = asyncio.create_task(store.add_event(event("first")))
+    await at_it.wait()
+    second, third = (asyncio.create_task(store.save_model(name, {}, event(name))) for name in ("second", "third"))
+    await asyncio.sleep(0)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    go_on.set()
+    await asyncio.gather(first, third)
+    monkeypatch.undo()
+    assert [m.name for m in await store.models()] == ["third"]
+    assert [e.model for e in await store.events(EventQuery())] == ["first", "third"]
+
+
+async def test_those_who_wait_share_a_transaction_but_not_an_error(store: Store) -> None:
+    statements: list[str] = []
+    await store._connection.set_trace_callback(statements.append)
+    ends = await asyncio.gather(
+        *(store.add_event(event(f"m{n}", message=None if n == 50 else "told")) for n in range(100)),
+        return_exceptions=True,
+    )
+    await store._connection.set_trace_callback(None)  # type: ignore[arg-type]
+    assert [type(end) for end in ends] == [StoreFailed if n == 50 else type(None) for n in range(100)]
+    assert [e.model for e in await store.events(EventQuery(limit=200))] == [f"m{n}" for n in range(100) if n != 50]
+    assert statements.count("COMMIT") == 1
+
+
+async def test_too_many_that_wait_are_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "MAX_WAITING", 10)
+    ends = await asyncio.gather(*(store.add_event(event()) for _ in range(30)), return_exceptions=True)
+    assert [type(end) for end in ends] == [type(None)] * 10 + [Busy] * 20
+    assert len(await store.events(EventQuery())) == 10
+    await store.add_event(event())
+
+
+async def test_what_waits_is_written_before_the_end(path: Path) -> None:
+    store = await Store.open(path)
+    waiting = [asyncio.create_task(store.add_event(event(f"m{n}"))) for n in range(10)]
+    await asyncio.sleep(0)
+    await store.close()
+    await asyncio.gather(*waiting)
+    assert look(path, "SELECT COUNT(*) FROM events") == [(10,)]
 
 
 async def test_a_commit_that_fails_is_undone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

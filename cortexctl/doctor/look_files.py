@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 from cortexctl.doctor import bounded
 from cortexctl.doctor.evidence import Files, Places, Unseen, Verified
 from cortexd.diagnosis import machine
-from cortexd.units.files import FileState, inspect
+from cortexd.errors import CortexError
+from cortexd.units.files import FileState, check_loadable, inspect
 
 _MOST = 5000
 """Files of one kind that are looked at."""
 _VERIFY_SECONDS = 4.0
 _OTHERS = 0o077  # the rights of everybody but the owner
+_FILE, _FOLDER, _EITHER = (stat.S_IFREG,), (stat.S_IFDIR,), (stat.S_IFREG, stat.S_IFDIR)
 
 
 def places(environ: Mapping[str, str]) -> Places:
@@ -45,8 +47,8 @@ def places(environ: Mapping[str, str]) -> Places:
 def files(where: Places) -> Files:
     """Modes, owners and leftovers."""
     found: dict[str, list[Path]] = {"open": [], "not_ours": [], "odd": []}
-    for path in _private(where):
-        if kind := _fault(path, may_be_link=path == where.data):
+    for path, right in _private(where):
+        if kind := _fault(path, right, may_be_link=path == where.data):
             found[kind].append(path)
     return Files(
         present=where.data.exists(),
@@ -62,28 +64,40 @@ def rooms(where: Places) -> tuple[machine.Folder, ...]:
     return tuple(machine.folder(folder) for folder in dict.fromkeys((where.data, *where.caches)))
 
 
-def _private(where: Places) -> Iterator[Path]:
-    """What nobody but its owner may read."""
-    if where.data.exists():
-        yield where.data
-        yield from islice(where.data.glob("models.db*"), _MOST)
+def _private(where: Places) -> Iterator[tuple[Path, Collection[int]]]:
+    """What nobody but its owner may read, and what may be there (stat.S_IFMT)."""
+    if os.path.lexists(where.data):
+        yield where.data, _FOLDER
+        yield from ((path, _FILE) for path in islice(where.data.glob("models.db*"), _MOST))
+        yield from ((path, _FILE) for path in islice(where.data.glob("*.json"), _MOST))
         for folder in (where.data / "logs", where.data / "secrets"):
             if os.path.lexists(folder):
-                yield folder
-        if not (where.data / "secrets").is_symlink():
-            yield from islice(where.data.glob("secrets/*"), _MOST)
-            yield from islice(where.data.glob("secrets/*/environment"), _MOST)
+                yield folder, _FOLDER
+            if not folder.is_symlink():
+                yield from ((path, _EITHER) for path in islice(folder.glob("*"), _MOST))
+                yield from ((path, _FILE) for path in islice(folder.glob("*/environment"), _MOST))
     for path in islice(where.unit_folder.glob("cortex-*.service"), _MOST):
-        if inspect(path) is not FileState.FOREIGN:
-            yield path
+        if not can_be_loaded(path):
+            yield path, ()
+        elif inspect(path) is not FileState.FOREIGN:
+            yield path, _FILE
 
 
-def _fault(path: Path, *, may_be_link: bool) -> str:
+def can_be_loaded(path: Path) -> bool:
+    """Whether systemd can be asked to read it."""
+    try:
+        check_loadable(path)
+    except CortexError:
+        return False
+    return not path.is_dir()
+
+
+def _fault(path: Path, right: Collection[int], *, may_be_link: bool) -> str:
     try:
         status = path.stat() if may_be_link else path.lstat()
     except OSError:
-        return ""  # gone meanwhile
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        return "odd" if path.is_symlink() else ""  # gone meanwhile
+    if stat.S_IFMT(status.st_mode) not in right:
         return "odd"
     if status.st_uid != os.getuid():
         return "not_ours"
@@ -92,7 +106,7 @@ def _fault(path: Path, *, may_be_link: bool) -> str:
 
 def verified(where: Places) -> Verified | Unseen:
     """What systemd-analyze finds in the units of ours that are on disk."""
-    units = [*islice(sorted(where.unit_folder.glob("cortex-*.service")), _MOST)]
+    units = [*filter(can_be_loaded, islice(sorted(where.unit_folder.glob("cortex-*.service")), _MOST))]
     units += filter(Path.is_file, (where.installed_units / name for name in ("cortexd.service", "cortex.slice")))
     if not units:
         return Verified(0)

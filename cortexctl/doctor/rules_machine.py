@@ -36,7 +36,9 @@ def namespaces(kernel: Kernel) -> Iterator[Line]:
         yield ok("namespaces", "sandboxes work: users may make namespaces and mount in them")
         return
     reason, remedy = _obstacle(found)
-    text = f"users cannot make namespaces ({found.obstacle}): {reason}; models with a sandbox do not start"
+    text = (
+        f"users cannot make namespaces ({found.obstacle}): {reason}; models run with less of a sandbox than asked for"
+    )
     yield error("namespaces", text, remedy)
 
 

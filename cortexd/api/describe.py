@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from typing import Any
 
 from cortexd.backends import Listed
@@ -11,9 +12,11 @@ from cortexd.bus import Variant
 from cortexd.diagnosis.why import Cause
 from cortexd.events import Event
 from cortexd.health.policy import Probe
+from cortexd.kinds import Value
 from cortexd.limits import Verdict
 from cortexd.manager import ModelView
 from cortexd.model import SETTINGS, settings_of
+from cortexd.repair import Repaired
 from cortexd.states import State
 from cortexd.systemd.protocol import UnitUsage
 
@@ -21,43 +24,58 @@ _SERVING = (State.READY, State.BUSY, State.DEGRADED, State.UNHEALTHY)
 """States of a server that is there to be asked."""
 
 
-def model_properties(view: ModelView) -> dict[str, Any]:
-    """The properties of the Model interface that are signalled: all but counters."""
-    model, unit, health = view.model, view.unit, view.model.health
-    current = health.run == unit.invocation_id and unit.active_state == "active"
-    policy = model.spec.health
-    word = "off" if not (policy.enabled and model.endpoint) else "unknown"
-    if word == "unknown" and current and health.probed:
-        word = "busy" if health.busy else "failing" if health.failures else "healthy"
-    return {
-        "Name": model.name,
-        "Unit": model.unit,
-        "Backend": model.spec.backend,
-        "State": view.judgement.state.value,
-        "StateReason": view.judgement.reason,
-        "Health": word,
-        "HealthReason": health.reason if current else "",
-        "HealthFailures": health.failures if current else 0,
-        "URL": model.url,
-        "Settings": settings_values(view),
-        "Secrets": list(model.definition.secrets.names),
-        "RestartNeeded": model.outdated,
-        "Warnings": list(model.warnings),
-        "LoadState": unit.load_state,
-        "ActiveState": unit.active_state,
-        "SubState": unit.sub_state,
-        "Result": unit.result,
-        "UnitFileState": unit.unit_file_state,
-        "FragmentPath": unit.fragment_path,
-        "DropInPaths": list(unit.drop_in_paths),
-        "InvocationID": unit.invocation_id,
-        "MainPID": unit.main_pid,
-        "ControlGroup": unit.control_group,
-        "StatusText": unit.status_text,
-        "NRestarts": unit.n_restarts,
-        "UsualLoadUSec": round(model.usual_load * 1e6),
-        "StateChangeTimestamp": unit.state_change,
-    }
+def _current(view: ModelView) -> bool:
+    """Whether what is known of its health is of the run that is now."""
+    return view.model.health.run == view.unit.invocation_id and view.unit.active_state == "active"
+
+
+def _health(view: ModelView) -> str:
+    model, health = view.model, view.model.health
+    if not (model.spec.health.enabled and model.endpoint):
+        return "off"
+    if not (_current(view) and health.probed):
+        return "unknown"
+    return "busy" if health.busy else "failing" if health.failures else "healthy"
+
+
+_PROPERTIES: dict[str, Callable[[ModelView], Any]] = {
+    "Name": lambda view: view.model.name,
+    "Unit": lambda view: view.model.unit,
+    "Backend": lambda view: view.model.spec.backend,
+    "State": lambda view: view.judgement.state.value,
+    "StateReason": lambda view: view.judgement.reason,
+    "Health": _health,
+    "HealthReason": lambda view: view.model.health.reason if _current(view) else "",
+    "HealthFailures": lambda view: view.model.health.failures if _current(view) else 0,
+    "URL": lambda view: view.model.url,
+    "Settings": lambda view: settings_values(view),
+    "Secrets": lambda view: list(view.model.definition.secrets.names),
+    "RestartNeeded": lambda view: view.model.outdated,
+    "Warnings": lambda view: list(view.model.warnings),
+    "LoadState": lambda view: view.unit.load_state,
+    "ActiveState": lambda view: view.unit.active_state,
+    "SubState": lambda view: view.unit.sub_state,
+    "Result": lambda view: view.unit.result,
+    "UnitFileState": lambda view: view.unit.unit_file_state,
+    "FragmentPath": lambda view: view.unit.fragment_path,
+    "DropInPaths": lambda view: list(view.unit.drop_in_paths),
+    "InvocationID": lambda view: view.unit.invocation_id,
+    "MainPID": lambda view: view.unit.main_pid,
+    "ControlGroup": lambda view: view.unit.control_group,
+    "StatusText": lambda view: view.unit.status_text,
+    "NRestarts": lambda view: view.unit.n_restarts,
+    "FailedRuns": lambda view: view.model.budget.failed,
+    "UsualLoadUSec": lambda view: round(view.model.usual_load * 1e6),
+    "StateChangeTimestamp": lambda view: view.unit.state_change,
+}
+
+SIGNALLED = tuple(_PROPERTIES)
+"""The properties of the Model interface that are signalled: all but counters and limits."""
+
+
+def model_properties(view: ModelView, names: Collection[str] = SIGNALLED) -> dict[str, Any]:
+    """Those of the signalled properties that are among `names`."""
+    return {name: value(view) for name, value in _PROPERTIES.items() if name in names}
 
 
 def usage_properties(usage: UnitUsage) -> dict[str, Any]:
@@ -72,7 +90,13 @@ def limits_property(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 def settings_values(view: ModelView) -> dict[str, Variant]:
     """Every setting of a model in its own type."""
-    return {name: Variant(SETTINGS[name].kind.signature, value) for name, value in settings_of(view.model.spec).items()}
+    return {name: _setting(name, value) for name, value in settings_of(view.model.spec).items()}
+
+
+@lru_cache(maxsize=4096)
+def _setting(name: str, value: Value) -> Variant:
+    """The same one for all models that have this value: most settings are defaults, and a thousand models have fifty thousand."""
+    return Variant(SETTINGS[name].kind.signature, value)
 
 
 def probe_values(view: ModelView, probe: Probe) -> dict[str, Variant]:
@@ -95,6 +119,8 @@ def probe_values(view: ModelView, probe: Probe) -> dict[str, Variant]:
         "Endpoint": Variant("s", model.health_url),
         "Failures": Variant("u", failures),
         "MaxFailures": Variant("u", model.spec.health.max_failures),
+        "FailedRuns": Variant("u", model.budget.failed),
+        "MaxRestarts": Variant("u", model.spec.restart.max_restarts),
         "Next": Variant("s", _coming(view, failures)),
         "History": Variant(
             "a(tssts)",
@@ -125,7 +151,23 @@ def _coming(view: ModelView, failures: int) -> str:
     after = f"{left} {word} probes in a row" if left > 1 else f"one {word} probe"
     if model.spec.restart.restart == "no":
         return f"after {after} it counts as unhealthy, and is not restarted (Restart=no)"
+    if model.on_its_last_run:
+        runs = model.budget.failed + 1
+        spent = f"that would be {runs} failed runs in a row" if runs > 1 else "max_restarts allows no failed run"
+        return f"after {after} it is stopped for good: {spent}"
     return f"after {after} it is restarted"
+
+
+def repair_values(repaired: Repaired) -> dict[str, Variant]:
+    """How a unit file differed, and where what was there is kept."""
+    drift = repaired.drift
+    return {
+        "State": Variant("s", drift.state.value),
+        "Path": Variant("s", str(drift.path)),
+        "Found": Variant("s", drift.found),
+        "Wanted": Variant("s", drift.wanted),
+        "Kept": Variant("s", str(repaired.kept or "")),
+    }
 
 
 def backend_values(listed: Listed, executable: str) -> dict[str, Variant]:

@@ -17,6 +17,7 @@ class JobObject(Exported):
     """org.cortexlinux.Cortex1.Job."""
 
     interface = load(JOB_INTERFACE)
+    waits = frozenset({"Wait"})
 
     def __init__(self, bus: Bus, job: Job) -> None:
         self._bus, self._job = bus, job

@@ -15,10 +15,12 @@ from cortexd.errors import InvalidConfig
 from cortexd.manager import Manager
 from cortexd.model import SETTINGS
 from cortexd.names import MANAGER_INTERFACE, MODEL_INTERFACE, job_path, model_path
+from cortexd.registered import Model
 from cortexd.store import EventQuery
 from cortexd.version import VERSION
 
 _MAX_EVENTS = 10_000
+_MAX_MODELS = 10_000
 
 
 class ManagerObject(Exported):
@@ -39,12 +41,26 @@ class ManagerObject(Exported):
         }
 
     async def Register(self, call: Call, name: str, settings: dict[str, Any], options: dict[str, Any]) -> list[Any]:
+        (model,) = await self._register(call, {name: settings}, options)
+        return [model_path(name), list(model.warnings)]
+
+    async def RegisterModels(self, call: Call, models: list[Any], options: dict[str, Any]) -> list[Any]:
+        wanted: dict[str, dict[str, Any]] = {}
+        for name, settings in models:
+            if name in wanted:
+                raise InvalidConfig(f"models: {name!r} is there twice; leave one of them out")
+            wanted[name] = settings
+        if not 1 <= len(wanted) <= _MAX_MODELS:
+            raise InvalidConfig(f"models: {len(wanted)} were given; give 1 to {_MAX_MODELS} at a time")
+        made = await self._register(call, wanted, options)
+        return [[(model_path(model.name), list(model.warnings)) for model in made]]
+
+    async def _register(self, call: Call, wanted: dict[str, dict[str, Any]], options: dict[str, Any]) -> list[Model]:
         given = options_of(options, search_path=str, working_directory=str, api_key=str)
         if given.get("api_key", "auto") != "auto":  # without the value: it may be a key
             raise InvalidConfig("api_key: takes only auto; register, then give your own with 'cortexctl secret set'")
         caller = await caller_of(self._bus, call, given)
-        warnings = await self._manager.register(name, settings, caller, api_key="api_key" in given)
-        return [model_path(name), list(warnings)]
+        return await self._manager.register_all(wanted, caller, api_key="api_key" in given)
 
     async def Unregister(self, call: Call, name: str, options: dict[str, Any]) -> list[Any]:
         force = options_of(options, force=bool).get("force", False)
@@ -63,23 +79,25 @@ class ManagerObject(Exported):
         return [model_path(self._manager.catalog.get(name).name)]
 
     async def ListModels(self, call: Call, patterns: list[str], options: dict[str, Any]) -> list[Any]:
-        given = options_of(options, settings=bool, usage=bool, limits=bool)
+        given = options_of(options, settings=bool, usage=bool, limits=bool, properties=list)
+        kinds = load(MODEL_INTERFACE).properties
+        every = kinds.keys() if given.get("settings") else kinds.keys() - {"Settings"}
+        wanted = frozenset(given.get("properties") or every)
+        if unknown := [str(key) for key in given.get("properties", []) if key not in kinds]:
+            raise InvalidConfig(f"properties: a model has no property {unknown[0]!r}")
         names = self._manager.match(patterns)
         if given:  # somebody looks closely
             await self._manager.refresh([name for name in names if name in patterns])
         usage = await self._manager.usage(names) if given.get("usage") else {}
         limits = await self._manager.limits(names) if given.get("limits") else {}
-        kinds = load(MODEL_INTERFACE).properties
         models = []
         for name in names:
-            values = describe.model_properties(self._manager.view(name))
-            if not given.get("settings"):
-                del values["Settings"]
+            values = describe.model_properties(self._manager.view(name), wanted)
             if name in usage:
                 values |= describe.usage_properties(usage[name])
             if name in limits:
                 values |= describe.limits_property(limits[name])
-            models.append({key: Variant(kinds[key].signature, value) for key, value in values.items()})
+            models.append({key: Variant(kinds[key].signature, value) for key, value in values.items() if key in wanted})
         return [models]
 
     async def ListEvents(self, call: Call, names: list[str], options: dict[str, Any]) -> list[Any]:

@@ -47,10 +47,8 @@ class ModelObject(Exported):
     async def Start(self, call: Call, options: dict[str, Any]) -> list[Any]:
         enable = options_of(options, enable=bool).get("enable", False)
         caller = await self._caller(call)
-        job = await self._manager.life.start(self._name, caller)
-        if enable:
-            job.warnings += await self._manager.enable(self._name, caller, linger=False)
-        return [path_of(job)]
+        start = self._manager.start_and_enable if enable else self._manager.life.start
+        return [path_of(await start(self._name, caller))]
 
     async def Stop(self, call: Call, options: dict[str, Any]) -> list[Any]:
         options_of(options)
@@ -82,6 +80,12 @@ class ModelObject(Exported):
         options_of(options)
         await self._manager.remove_secret(self._name, key, await self._caller(call))
         return []
+
+    async def Repair(self, call: Call, options: dict[str, Any]) -> list[Any]:
+        dry_run = options_of(options, dry_run=bool).get("dry_run", False)
+        return [
+            describe.repair_values(await self._manager.repair(self._name, await self._caller(call), dry_run=dry_run))
+        ]
 
     async def Kill(self, call: Call, signal: str, options: dict[str, Any]) -> list[Any]:
         whom = options_of(options, whom=str).get("whom", "all")

@@ -44,7 +44,7 @@ def export(bus: Bus, server: Server, manager: Manager) -> None:
         server.signal(ROOT_PATH, root.interface, "JobRemoved", job_path(job.id), job.model, job.kind, job.state.value)
 
     for name in manager.catalog.models:
-        server.add(model_path(name), ModelObject(bus, manager, name), managed=True)
+        server.add(model_path(name), ModelObject(bus, manager, name), managed=True, announced=False)
     manager.on_add, manager.on_remove = add, remove
     manager.on_change = lambda name: server.update(model_path(name))
     manager.on_event = lambda event: server.signal(ROOT_PATH, root.interface, "EventAdded", event.model, event.kind)

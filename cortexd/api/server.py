@@ -19,8 +19,11 @@ INTROSPECTABLE = DBUS + ".Introspectable"
 OBJECT_MANAGER = DBUS + ".ObjectManager"
 PEER = DBUS + ".Peer"
 
-MAX_CALLS = 2048
+MAX_CALLS = 8192
 """Calls that may be under way at once; one more is Busy."""
+
+MAX_CALLS_OF_CLIENT = 2048
+"""Of these, a single client's: who waits for every job twice keeps nobody else from being answered."""
 
 _STANDARD = """<interface name="org.freedesktop.DBus.Properties">
 <method name="Get"><arg name="interface" type="s" direction="in"/><arg name="name" type="s" direction="in"/><arg name="value" type="v" direction="out"/></method>
@@ -45,6 +48,9 @@ class Exported(ABC):
 
     interface: Interface
 
+    waits: frozenset[str] = frozenset()
+    """Methods that only wait, and may be given up when their caller has left."""
+
     @abstractmethod
     def properties(self) -> Mapping[str, Any]:
         """Every property's value; must not raise."""
@@ -62,19 +68,23 @@ class Server:
         self._sent: dict[tuple[str, str], dict[str, Any]] = {}
         self._managed: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._clients: dict[str, dict[asyncio.Task[None], bool]] = {}
+        """Every client's calls under way, and whether they only wait."""
         self._closing = False
         self.missing: Callable[[str], CortexError | None] = lambda path: None
         """What to answer for a path where no object is, if it is not the bus's own UnknownObject."""
         bus.serve(self._dispatch)
 
-    def add(self, path: str, exported: Exported, *, managed: bool = False) -> None:
-        """Export an object; a managed one is announced by the ObjectManager."""
+    def add(self, path: str, exported: Exported, *, managed: bool = False, announced: bool = True) -> None:
+        """Export an object. A managed one is the ObjectManager's, which announces it, unless nobody can know us yet."""
         name = exported.interface.name
         self._objects.setdefault(path, {})[name] = exported
-        self._sent[path, name] = dict(exported.properties())
+        values = self._sent[path, name] = dict(exported.properties())
         if managed:
             self._managed.add(path)
-            self._bus.emit(self._root, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", [path, self._interfaces(path)])
+        if managed and announced:
+            interfaces = {name: _variants(exported, values)}
+            self._bus.emit(self._root, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", [path, interfaces])
 
     def remove(self, path: str) -> None:
         """Take an object away."""
@@ -115,18 +125,39 @@ class Server:
     def _dispatch(self, call: Call) -> bool:
         if call.interface == PEER:
             return False  # the library answers
+        theirs = self._clients.get(call.sender, {})
+        try:
+            if self._closing:
+                raise ShuttingDown("cortexd is ending; try again in a moment")
+            if len(self._tasks) >= MAX_CALLS:
+                raise Busy(f"{MAX_CALLS} calls are under way; wait until some are answered")
+            if len(theirs) >= MAX_CALLS_OF_CLIENT:
+                raise Busy(f"{MAX_CALLS_OF_CLIENT} calls of yours are under way; wait until some are answered")
+        except CortexError as e:
+            call.error(e.dbus_name, str(e))
+            return True
         task = asyncio.get_running_loop().create_task(self._answer(call))
         self._tasks.add(task)  # the loop itself keeps only a weak reference
-        task.add_done_callback(self._tasks.discard)
+        waits = any(call.member in exported.waits for exported in self._objects.get(call.path, {}).values())
+        self._clients.setdefault(call.sender, {})[task] = waits
+        task.add_done_callback(lambda task: self._answered(task, call.sender))
         return True
+
+    def _answered(self, task: asyncio.Task[None], client: str) -> None:
+        self._tasks.discard(task)
+        del self._clients[client][task]
+        if not self._clients[client]:
+            del self._clients[client]
+
+    def left(self, client: str) -> None:
+        """A connection has ended: nobody waits for its jobs any more. What it asked to have changed goes on."""
+        for task, waits in self._clients.get(client, {}).items():
+            if waits:
+                task.cancel()
 
     async def _answer(self, call: Call) -> None:
         """Run one call; every end of it is a reply. An error that is not ours never leaves as a traceback."""
         try:
-            if self._closing:
-                raise ShuttingDown("cortexd is ending; try again in a moment")
-            if len(self._tasks) > MAX_CALLS:
-                raise Busy(f"{MAX_CALLS} calls are under way; wait until some are answered")
             signature, body = await self._run(call)
             call.reply(signature, body)
         except CortexError as e:
@@ -172,7 +203,7 @@ class Server:
             raise _Refused("UnknownInterface", f"{call.path} has no interface {call.body[0]}")
         await exported.refresh()
         if call.member == "GetAll":
-            return "a{sv}", [_variants(exported)]
+            return "a{sv}", [_variants(exported, exported.properties())]
         kind = exported.interface.properties.get(call.body[1])
         if kind is None:
             raise _Refused("UnknownProperty", f"{call.body[0]} has no property {call.body[1]}")
@@ -185,7 +216,7 @@ class Server:
         return "", []
 
     def _interfaces(self, path: str) -> dict[str, dict[str, Variant]]:
-        return {name: _variants(exported) for name, exported in self._objects[path].items()}
+        return {name: _variants(exported, exported.properties()) for name, exported in self._objects[path].items()}
 
     def _introspect(self, path: str) -> str:
         interfaces = self._objects.get(path, {})
@@ -202,9 +233,9 @@ class Server:
         return "<node>\n" + "\n".join(parts) + "\n</node>\n"
 
 
-def _variants(exported: Exported) -> dict[str, Variant]:
+def _variants(exported: Exported, values: Mapping[str, Any]) -> dict[str, Variant]:
     kinds = exported.interface.properties
-    return {name: Variant(kinds[name].signature, value) for name, value in exported.properties().items()}
+    return {name: Variant(kinds[name].signature, value) for name, value in values.items()}
 
 
 class _Refused(Exception):

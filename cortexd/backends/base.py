@@ -109,6 +109,8 @@ class Backend(ABC):
     """Whether tensor_parallel means anything to it."""
     version: ClassVar[tuple[str, ...]] = ()
     """Arguments with which its executable says its version and ends with 0; empty where it is not asked."""
+    unix_sockets: ClassVar[bool] = False
+    """Whether it can listen on a Unix socket."""
     compiles: ClassVar[bool] = True
     """Whether it may make machine code while it runs without a GPU (with one, its driver does)."""
     folder_has: ClassVar[tuple[str, ...]] = ()
@@ -247,6 +249,11 @@ def local_model(spec: ModelSpec) -> tuple[Path, ...]:
         return ()
     path = Path(spec.path)
     return (path.parent,) if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name) else (path,)
+
+
+def socket_folder(spec: ModelSpec) -> tuple[Path, ...]:
+    """Where it makes its Unix socket, if it listens on one."""
+    return (Path(spec.socket).parent,) if spec.socket else ()
 
 
 def hub_cache(scope: Scope) -> dict[str, str]:

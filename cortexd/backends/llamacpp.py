@@ -18,6 +18,7 @@ from cortexd.backends.base import (
     gpu_environment,
     is_reference,
     local_model,
+    socket_folder,
 )
 from cortexd.backends.gguf import check_gguf
 from cortexd.backends.llamacpp_variables import VARIABLES
@@ -39,6 +40,7 @@ class LlamaCpp(Backend):
     executables = ("llama-server",)
     endpoint = "/health"
     compiles = False
+    unix_sockets = True  # a host that ends in .sock is one
     version = ("--version",)
     healthy = r'\s*\{\s*"status"\s*:\s*"ok"[^{}]*\}\s*'
 
@@ -99,7 +101,7 @@ class LlamaCpp(Backend):
             argv=(*argv, *extra(spec)),
             environment=environment,
             unset_environment=(*(name for name in VARIABLES if name not in environment), _API_KEY),
-            writes=folders(caches),
+            writes=(*folders(caches), *socket_folder(spec)),
             reads=local_model(spec),
             # A request in flight outlives SIGTERM for as long as it takes.
             stop_seconds=20,

@@ -22,6 +22,7 @@ from cortexd.backends.base import (
     local_model,
     packages,
     path_environment,
+    socket_folder,
 )
 from cortexd.kinds import GIB, Value
 from cortexd.model import ModelSpec
@@ -39,6 +40,7 @@ class Vllm(Backend):
     endpoint = "/health"
     version = ("--version",)
     folder_has = ("config.json", "params.json")  # the hub's format, or Mistral's own
+    unix_sockets = True
     healthy = r"\s*"
     quantizations = (
         "awq", "awq_marlin", "compressed-tensors", "experts_int8", "fp8", "fbgemm_fp8", "gptq", "gptq_marlin", "modelopt",
@@ -95,7 +97,8 @@ class Vllm(Backend):
             argv = [spec.exec, "-m", "vllm.entrypoints.openai.api_server", "--model", spec.path]
         else:
             argv = [spec.exec, "serve", spec.path]
-        argv += ["--host", spec.host, "--port", str(spec.port), "--served-model-name", spec.name]
+        argv += ["--uds", spec.socket] if spec.socket else ["--host", spec.host, "--port", str(spec.port)]
+        argv += ["--served-model-name", spec.name]
         argv += _memory(spec)
         argv += ["--max-model-len", str(spec.max_model_len), "--tensor-parallel-size", str(spec.tensor_parallel)]
         if spec.quantization:
@@ -113,6 +116,7 @@ class Vllm(Backend):
                 home / ".cache" / "flashinfer",  # wherever XDG_CACHE_HOME is
                 home / ".triton",
                 home / ".nv",
+                *socket_folder(spec),
             ),
             reads=local_model(spec),
             # As Ctrl-C does, for all of its processes: SIGTERM is ignored while it loads, and where only the main process

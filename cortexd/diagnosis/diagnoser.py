@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import signal as signals
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from cortexd import journal
-from cortexd.diagnosis.evidence import Evidence, parse_log
-from cortexd.diagnosis.why import Cause, explain, from_details
-from cortexd.errors import CortexError
+from cortexd import journal, runlog
+from cortexd.budget import FAILED_ENDS, GAVE_UP
+from cortexd.catalog import Catalog
+from cortexd.diagnosis.evidence import Evidence, lines_of
+from cortexd.diagnosis.why import Cause, explain, from_details, given_up
+from cortexd.errors import CortexError, NoSuchModel
 from cortexd.events import REFUSED, Ending, Event, Priority
+from cortexd.history import histories, history
 from cortexd.registered import Model
+from cortexd.runlog import RunLog
 from cortexd.scope import Scope
 from cortexd.states import Judgement, State
-from cortexd.store import EventQuery, Store
+from cortexd.store import Store
 from cortexd.systemd.cgroup import mount_point
 from cortexd.systemd.memory import MemoryWatch
-from cortexd.systemd.protocol import Systemd, UnitState
+from cortexd.systemd.protocol import UnitState
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +41,18 @@ _PENDING_SECONDS = 2.0
 _HISTORY = 50
 """Events of a model that are looked at for who did what to its last run."""
 
+_UNEXPLAINED = 20
+"""Ends and causes of a model among which ends without a cause are looked for."""
+
+_LIFE = ("start", "run", REFUSED, "cause", "stop", "stopped", "stop-unclean", *FAILED_ENDS, GAVE_UP)
+"""Events by which `why` knows a run and its end."""
+
 
 class Diagnoser:
     """One per daemon. `on_change` is called with a model's name when its cause is known."""
 
-    def __init__(self, scope: Scope, store: Store, systemd: Systemd, on_change: Callable[[str], None]) -> None:
-        self._scope, self._store, self._systemd, self._on_change = scope, store, systemd, on_change
+    def __init__(self, scope: Scope, catalog: Catalog, store: Store, on_change: Callable[[str], None]) -> None:
+        self._scope, self._catalog, self._store, self._on_change = scope, catalog, store, on_change
         self._memory = MemoryWatch()
         self._watched: dict[str, str] = {}  # run by model
         self._found: dict[str, asyncio.Future[Cause]] = {}  # by run
@@ -72,33 +81,72 @@ class Diagnoser:
     # When it ended
 
     async def ended(self, model: Model, unit: UnitState, priority: Priority) -> None:
-        """A run failed: keep its log, find the cause, and keep that, too."""
-        run = unit.invocation_id
-        text = b""
-        try:
-            async with self._saving:
-                path = await journal.save_run(self._scope.logs, model.name, run, unit.exec_main_start)
-            text = await asyncio.to_thread(path.read_bytes) if path else b""
-        except OSError as e:
-            log.warning("%s: the log of its failed run is not saved: %s", model.name, e)
-        try:
-            cause = explain(await self._evidence(model, unit, text))
-        except CortexError as e:
-            log.warning("%s: why its run failed is not known: %s", model.name, e)
+        """A run failed: find the cause, and keep it and the run's log."""
+        run, ended = unit.invocation_id, unit.state_change or time.time_ns() // 1000
+        found = self._future(run)
+        async with self._saving:
+            log_ = await runlog.read_ended(model.unit, run, unit.exec_main_start, ended)
+        cause = await self._explain(model, unit, log_)
+        if cause is None:
             return
         model.cause, model.cause_run = cause, run
-        found = self._future(run)
         if not found.done():
             found.set_result(cause)
         self._on_change(model.name)
+        await self._keep(model, cause, run, ended, log_, priority)
+
+    async def was_stopped(self, model: Model, unit: UnitState) -> bool:
+        """Whether systemd was told to stop the unit's last run, as the journal has it."""
+        return (await runlog.read(model.unit, unit.invocation_id, unit.exec_main_start)).stopped
+
+    async def catch_up(self, models: Iterable[tuple[Model, UnitState]]) -> None:
+        """Find the causes of failed runs of which the audit log has the end and no cause: a former cortexd did not live to
+        find it, or nobody saw that end. `models`: with what their units are like now."""
+        past = await histories(self._store, ["cause", *FAILED_ENDS], _UNEXPLAINED)
+        for model, unit in models:
+            events = past.get(model.name, [])
+            known = {event.invocation_id for event in events if event.kind == "cause"}
+            for event in events:
+                run = event.invocation_id
+                if event.priority is Priority.INFO or run in known or run in self._found:
+                    continue
+                known.add(run)
+                if run == unit.invocation_id and event.kind in FAILED_ENDS:
+                    await self.ended(model, unit, event.priority)
+                    continue
+                async with self._saving:
+                    log_ = await runlog.read(model.unit, run, 0, event.time)
+                if log_.end and (cause := await self._explain(model, log_.end, log_)):
+                    await self._keep(model, cause, run, event.time, log_, event.priority)
+
+    async def _explain(self, model: Model, unit: UnitState, log_: RunLog) -> Cause | None:
+        try:
+            return explain(await self._evidence(model, unit, log_))
+        except CortexError as e:
+            log.warning("%s: why its run failed is not known: %s", model.name, e)
+            return None
+
+    async def _keep(self, model: Model, cause: Cause, run: str, ended: int, log_: RunLog, priority: Priority) -> None:
+        """Write the run's log and its cause, unless the model was unregistered meanwhile: they would be another's, of its
+        name."""
         event = Event(
             model=model.name, kind="cause", message=cause.sentence, priority=priority, details=cause.details(),
             invocation_id=run,
         )  # fmt: skip
         try:
+            async with self._catalog.locked(model):
+                if log_.lines:
+                    await asyncio.to_thread(runlog.save, self._scope.logs, model.name, run, ended, log_.text)
+                await self._store.add_event(event)
+        except NoSuchModel:
+            return
+        except OSError as e:
+            log.warning("%s: the log of its failed run is not saved: %s", model.name, e)
             await self._store.add_event(event)
         except CortexError as e:
-            log.error("event %s of %s is lost: %s", event.kind, model.name, e)
+            log.error("event %s of %s is lost: %s", event.kind, event.model, e)
+        if log_.lost:
+            journal.tell(model.unit, run, f"{model.name}: {log_.lost}")
 
     async def cause_of(self, run: str, seconds: float) -> Cause | None:
         """Why a run failed, as soon as that is known; None if it is not within `seconds`."""
@@ -128,39 +176,40 @@ class Diagnoser:
         if state not in (State.STOPPED, State.FAILED, State.RESTARTING):
             reason = f": {judgement.reason}" if judgement.reason else ""
             return Cause(cause="running", sentence=f"it is {state}{reason}")
-        history = await self._history(model, "run", "cause", "stop", "stopped", "stop-unclean", "ended", "failed")
-        last = await self._history(model, "start", "run", REFUSED)
-        if last and last[0].kind == REFUSED:
-            sentence, _, remedy = last[0].message.partition("; ")
+        past = await self._history(model, *_LIFE)
+        last = next((event for event in past if event.kind in ("start", "run", REFUSED)), None)
+        if last and last.kind == REFUSED:
+            sentence, _, remedy = last.message.partition("; ")
             return Cause(cause=REFUSED, sentence=f"its start was refused: {sentence}", remedy=remedy)
-        run = unit.invocation_id or next((e.invocation_id for e in history if e.kind in ("run", "cause")), "")
+        run = unit.invocation_id or next((e.invocation_id for e in past if e.kind in ("run", "cause")), "")
         if not run:
             return Cause(
                 cause="never-started",
                 sentence="it has never been started",
                 remedy=f"'cortexctl start {model.name}' starts it",
             )
-        cause = _cause_in(history, run)
+        cause = _cause_in(past, run)
         if cause is None and run in self._found:
             cause = await self.cause_of(run, _PENDING_SECONDS)
-        if cause is None and unit.invocation_id:
-            text = await journal.read_run(model.name, run, unit.exec_main_start)
-            cause = explain(await self._evidence(model, unit, text))
         if cause is None:
-            cause = _from_events(model.name, [event for event in history if event.invocation_id == run])
+            log_ = await runlog.read(model.unit, run, unit.exec_main_start)
+            # systemd forgets a unit that nobody needs; the journal may have its last words on it.
+            end = unit if unit.invocation_id else log_.end
+            cause = await self._explain(model, end, log_) if end else None
+        if cause is None:
+            cause = await _from_events(model.name, [event for event in past if event.invocation_id == run])
         if model.gave_up:
-            return _given_up(model.gave_up, cause)
+            what = next((event.details.get("what") for event in past if event.kind == GAVE_UP), "")
+            return given_up(model.gave_up, str(what or ""), cause)
         if state is State.RESTARTING:
             return replace(cause, sentence=f"{cause.sentence}; systemd starts it again")
         return cause
 
     async def _history(self, model: Model, *kinds: str) -> list[Event]:
-        """The model's last events of these kinds, newest first; not those of a former model of its name."""
-        query = EventQuery(models=[model.name], kinds=[*kinds, "registered"], limit=_HISTORY)
-        newest_first = (await self._store.events(query))[::-1]
-        return list(itertools.takewhile(lambda event: event.kind != "registered", newest_first))
+        """The model's last events of these kinds, newest first."""
+        return (await history(self._store, model.name, kinds, _HISTORY))[::-1]
 
-    async def _evidence(self, model: Model, unit: UnitState, text: bytes) -> Evidence:
+    async def _evidence(self, model: Model, unit: UnitState, log_: RunLog) -> Evidence:
         run = unit.invocation_id
         kinds = ("stop", "stopped", "stop-unclean", "kill", "health-restart", "degraded", "unhealthy")
         told = [event for event in await self._history(model, *kinds) if event.invocation_id == run]
@@ -182,19 +231,9 @@ class Diagnoser:
             stopped_by=asked[0] if asked and (stopped or ending.by == "stop") else "",
             probes=probes.partition("; it is killed")[0],
             memory=self._memory.seen(run),
-            lines=parse_log(text),
+            lines=lines_of(log_),
+            lost=log_.lost,
         )
-
-
-def _given_up(why: str, last: Cause) -> Cause:
-    """The cause of a model that failed too often, whose last run failed so: what is known of that one is the better word."""
-    times, _, rest = why.partition(", the last: ")
-    ends = rest.rpartition("; ")[2] if rest else ""
-    if last.cause == "stopped" or not ends:  # what stopped it was cortexd itself
-        return replace(last, cause="crash-loop", sentence=why, remedy="'cortexctl events' shows how each run ended")
-    vague = last.cause in ("unknown", "crashed", "exited", "killed")
-    word = "crash-loop" if vague else last.cause
-    return replace(last, cause=word, sentence=f"{times}, the last: {last.sentence}; {ends}")
 
 
 def _cause_in(events: list[Event], run: str) -> Cause | None:
@@ -213,21 +252,27 @@ def _ending(events: list[Event]) -> Ending:
     return Ending()
 
 
-def _from_events(name: str, events: list[Event]) -> Cause:
+async def _from_events(name: str, events: list[Event]) -> Cause:
     """What the audit log knows of a run of which systemd and the journal know nothing any more; newest first."""
     remedy = f"'cortexctl start {name}' starts it"
     actor = next((event.actor for event in events if event.kind == "stop"), "")
     for event in events:
         if event.kind in ("stopped", "stop-unclean"):
             return Cause(cause="stopped", sentence=f"it was stopped{f' by {actor}' if actor else ''}", remedy=remedy)
-        if event.kind in ("ended", "failed"):
+        if event.kind in FAILED_ENDS:
             return Cause(cause="unknown", sentence=event.message, remedy=remedy)
     began = next((event.time for event in events if event.kind == "run"), 0)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(began / 1e6))
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    if began < boot * 1e6 or await journal.manager_started(began):
+        return Cause(
+            cause="machine-down",
+            sentence=f"its run of {when} ended with your session or the machine, and it was not started since",
+            remedy=f"{remedy}; 'cortexctl enable --linger {name}' starts it at boot",
+        )
+    sentence = f"its run of {when} is over, and neither systemd nor the journal has a word on how it ended"
     return Cause(
-        cause="machine-down",
-        sentence=f"its run of {when} ended with your session or the machine, and it was not started since",
-        remedy=f"{remedy}; 'cortexctl enable --linger {name}' starts it at boot",
+        cause="unknown", sentence=f"{sentence}: as of a server that ends by itself with status 0", remedy=remedy
     )
 
 

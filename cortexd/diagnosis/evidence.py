@@ -10,15 +10,12 @@ from cortexd.diagnosis.finding import plain
 from cortexd.events import Ending
 from cortexd.kinds import size_text
 from cortexd.model import ModelSpec
+from cortexd.runlog import LINES, RunLog
 from cortexd.systemd.memory import MemoryEvents
 from cortexd.systemd.protocol import UnitState
 
-LINES = 200
 _MAX_LINE, _MAX_SHOWN = 1000, 300  # characters
 
-_ENTRY = re.compile(r"\d{4}-\S{1,40} \S{1,255} ([^\s\[:]{1,64})(?:\[\d{1,10}\])?: ?")
-"""What journalctl's short-iso puts before a message: time, host, identifier and process."""
-_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
 _SECRET = re.compile(
     r"((?:api[_-]?key|token|secret|passwo?r?d)['\"]?\s?(?:=|:|\s)\s?\[?['\"]?)[^\s'\",\]]{4,}|\bhf_\w{8,}",
     re.IGNORECASE,
@@ -60,6 +57,8 @@ class Evidence:
     """The last word of the health probes about this run; empty where none failed."""
     memory: MemoryEvents | None = None
     lines: tuple[Line, ...] = ()
+    lost: str = ""
+    """Why lines may be missing; empty where none can be."""
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -76,8 +75,7 @@ class Evidence:
         }
 
     def said(self, *parts: str) -> Line | None:
-        """The last line of systemd's own in which all `parts` are. It only details what the unit's Result says: a model
-        that speaks the journal's protocol can give itself any identifier."""
+        """The last line of systemd's own in which all `parts` are. It only details what the unit's Result says."""
         wanted = (line for line in reversed(self.lines) if line.manager and all(part in line.text for part in parts))
         return next(wanted, None)
 
@@ -87,15 +85,6 @@ class Evidence:
         return [line.text for line in self.lines if not line.manager]
 
 
-def parse_log(text: bytes) -> tuple[Line, ...]:
-    """The last lines of a run, from what journalctl --output=short-iso printed. Hostile: bounded in every direction."""
-    lines = []
-    for raw in text.splitlines()[-LINES:]:
-        line = raw[: 4 * _MAX_LINE].decode("utf-8", "replace")
-        entry = _ENTRY.match(line)
-        message = line[entry.end() :] if entry else line.strip()
-        message = "".join(c if c.isprintable() else " " for c in _SEQUENCE.sub("", message)[:_MAX_LINE]).rstrip()
-        if message:
-            # Until it runs the program, the process that systemd forked says "(program)".
-            lines.append(Line(message, manager=entry is not None and entry[1].startswith(("systemd", "("))))
-    return tuple(lines)
+def lines_of(log: RunLog) -> tuple[Line, ...]:
+    """The last lines of a run's log. Hostile: bounded in every direction."""
+    return tuple(Line(line.text[:_MAX_LINE], line.manager) for line in log.lines[-LINES:])

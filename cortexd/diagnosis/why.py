@@ -17,9 +17,11 @@ from cortexd.diagnosis import causes
 from cortexd.diagnosis.evidence import Evidence, Line, masked
 from cortexd.diagnosis.finding import plain
 from cortexd.kinds import INFINITY, size_text
-from cortexd.states import CRASHES, NOT_READY, describe_end, gave_up, signal_name
+from cortexd.states import BY_SYSTEMD, CRASHES, NOT_READY, describe_end, signal_name, systemd_gave_up
 
 UNKNOWN = "unknown"
+_VAGUE = (UNKNOWN, "crashed", "exited", "killed")
+"""Causes that say how a run ended and not why."""
 
 _CLD_EXITED, _CLD_KILLED, _CLD_DUMPED = 1, 2, 3
 _SHOWN_LINES = 5
@@ -63,11 +65,21 @@ def explain(evidence: Evidence) -> Cause:
     found = next(filter(None, (rule(evidence) for rule in _RULES)))
     unit = evidence.unit
     if unit.active_state == "failed" and unit.n_restarts:
-        if found.cause in (UNKNOWN, "crashed", "exited", "killed"):
+        if found.cause in _VAGUE:
             found = replace(found, cause="crash-loop")
-        found = replace(found, sentence=found.sentence + gave_up(unit))
+        found = replace(found, sentence=found.sentence + systemd_gave_up(unit))
     line = found.evidence
     return replace(found, evidence=(*_facts(evidence), *line, *_last_lines(evidence, line)))
+
+
+def given_up(why: str, what: str, last: Cause) -> Cause:
+    """The cause of a model that is restarted no more, since (`what`) so many runs failed in a row, of which this was the last
+    one's: what is known of that one is a better word than `why`, which was said when it ended."""
+    if last.cause == "stopped" or not what:  # what stopped it was cortexd itself
+        return replace(last, cause="crash-loop", sentence=why, remedy="'cortexctl events' shows how each run ended")
+    word = "crash-loop" if last.cause in _VAGUE else last.cause
+    end = "it is restarted no more until it is started by hand or at boot"
+    return replace(last, cause=word, sentence=f"{what}, the last: {last.sentence}; {end}")
 
 
 def _remedy(evidence: Evidence, text: str) -> str:
@@ -84,7 +96,7 @@ def _stopped(e: Evidence) -> Cause | None:
     if e.unit.result == "success" and e.said("Stopping "):
         return Cause(
             cause="stopped",
-            sentence="it was stopped by systemd: with systemctl, or at the end of your session",
+            sentence=f"it was stopped by systemd: {BY_SYSTEMD}",
             remedy=_remedy(e, "'cortexctl start {name}' starts it"),
         )
     return None
@@ -300,18 +312,23 @@ def _facts(e: Evidence) -> Iterator[tuple[str, str]]:
         yield "Restarts", str(unit.n_restarts)
     if e.memory is not None:
         counted = e.memory
+        # The group may be gone before the last of them is read; systemd, which was told of it, knows that there was one.
+        killed = max(counted.killed, int(unit.result == "oom-kill"))
         peak = f", at most {size_text(counted.peak - counted.peak % 2**20)} used" if counted.peak >= 2**20 else ""
-        yield (
-            "Memory",
-            (
-                f"limit {size_text(e.spec.limits.memory)}{peak}; limit hit {counted.reached_limit} times, "
-                f"{counted.killed} processes killed, throttled {counted.throttled} times"
-            ),
-        )
+        # A counter that is still 0 may have been gone with the control group before it could be read: nothing is said of it.
+        counts = {
+            "limit hit": counted.reached_limit,
+            "processes killed": killed,
+            "throttled": counted.throttled,
+        }
+        told = ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
+        yield "Memory", f"limit {size_text(e.spec.limits.memory)}{peak}" + (f"; {told}" if told else "")
     if e.probes:
         yield "Probes", plain(e.probes, _MAX_TEXT)
     if unit.status_text:
         yield "Status", plain(unit.status_text, _MAX_TEXT)
+    if e.lost:
+        yield "Lost", plain(e.lost, _MAX_TEXT)
     if unit.invocation_id:
         yield "Run", unit.invocation_id
 

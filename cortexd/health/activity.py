@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from types import TracebackType
+from typing import Protocol
 
 from cortexd.health.policy import Sample
 from cortexd.health.probe import Prober, Server
@@ -16,6 +17,15 @@ _LOOKS = 8  # at the metrics, at most, within a probe's time
 
 ReadCpu = Callable[[], Awaitable[int | None]]
 """The CPU time that a run's control group has used, in nanoseconds; None where it cannot be told."""
+
+
+class Gpu(Protocol):
+    """The GPU time that a run has used: `look` brings `total`, in nanoseconds, up to date, and may take a second or two."""
+
+    total: int
+
+    async def look(self) -> None:
+        """Have another look."""
 
 
 def total(text: bytes, names: tuple[str, ...]) -> float | None:
@@ -42,10 +52,11 @@ async def work_done(prober: Prober, server: Server, timeout: float) -> float | N
 
 class Watch:
     """Takes samples when a quarter of a probe's time is over, so that nothing more is asked of a server that answers soon:
-    on some the question itself would count as use. A context manager; `samples` are there at its end."""
+    on some the question itself would count as use. A context manager; `samples` are there at its end. GPU time counts as CPU
+    time."""
 
-    def __init__(self, prober: Prober, server: Server, cpu: ReadCpu, timeout: float) -> None:
-        self._prober, self._server, self._cpu, self._timeout = prober, server, cpu, timeout
+    def __init__(self, prober: Prober, server: Server, cpu: ReadCpu, timeout: float, gpu: Gpu | None = None) -> None:
+        self._prober, self._server, self._cpu, self._timeout, self._gpu = prober, server, cpu, timeout, gpu
         self._task: asyncio.Task[None] | None = None
         self._samples: list[Sample] = []
 
@@ -76,7 +87,14 @@ class Watch:
 
     async def _look(self) -> None:
         await self._sample_cpu()
-        # Zero would be no limit to aiohttp.
+        await asyncio.gather(self._look_at_work(), self._look_at_gpu())
+
+    async def _look_at_gpu(self) -> None:
+        while self._gpu is not None:
+            await self._gpu.look()
+            await asyncio.sleep(self._timeout / _LOOKS)
+
+    async def _look_at_work(self) -> None:
         while self._server.questions.activity is not None and (left := self._end - self._loop.time()) > 0:
             work = await work_done(self._prober, self._server, left)
             if work is not None:
@@ -89,4 +107,6 @@ class Watch:
                 cpu = await self._cpu()
         except TimeoutError:
             return
+        if cpu is not None and self._gpu is not None:
+            cpu += self._gpu.total
         self._samples.append(Sample(at=self._loop.time(), cpu=cpu))

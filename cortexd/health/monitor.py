@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from cortexd.health.activity import ReadCpu, Watch
+from cortexd.health.activity import Gpu, ReadCpu, Watch
 from cortexd.health.engine import check_engine
 from cortexd.health.policy import HealthState, Round, Verdict, after_round, engine_due
 from cortexd.health.probe import Prober, Server
@@ -35,6 +35,7 @@ class Watched:
     policy: Callable[[], HealthPolicy]
     server: Callable[[], Awaitable[Server]]
     cpu: ReadCpu
+    gpu: Gpu | None = None
     grace: float = 0
     """Seconds before the first probe, where nothing told that the server is ready."""
 
@@ -116,7 +117,7 @@ class Monitor:
         began = asyncio.get_running_loop().time()
         server = await model.server()
         engine = None
-        async with Watch(self._prober, server, model.cpu, policy.timeout) as watch:
+        async with Watch(self._prober, server, model.cpu, policy.timeout, model.gpu) as watch:
             if engine_due(state, policy, began):
                 probe, engine = await asyncio.gather(
                     self._prober.probe(server, policy.timeout),

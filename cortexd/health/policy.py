@@ -244,7 +244,7 @@ def after_round(state: HealthState, policy: HealthPolicy, found: Round) -> Verdi
 
 _TOKENS = "its own count of tokens and requests grows"
 _ENGINE = "it generates a token when asked to"
-_CPU = "it uses CPU time"
+_CPU = "it uses CPU or GPU time"
 
 
 def _excuse(

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import os
 import re
+import socket
 import time
 from dataclasses import dataclass, field
 
-import aiohttp
-
 from cortexd.backends.base import Activity, EngineProbe
 from cortexd.health.policy import Outcome, Probe
+from cortexd.waiter import answer, http
 
 MAX_BODY = 64 * 1024
 """Bytes; a health endpoint that says more is not one."""
 
 
-_REFUSED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH})
-"""What the other side of a connection says (connect(2)); the rest is about us: no descriptors, ports, buffers, memory."""
+_REFUSED = frozenset(
+    {
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EACCES,
+    }
+)
+"""What the other side of a connection says, or the path of its socket (connect(2)); the rest is about us: no descriptors,
+ports, buffers, memory."""
+
+_CHUNK = 65536
+_MAX_FRAMING = 65536
+"""Bytes around the pieces of a body: one in pieces of a byte each would cost us far more than its server."""
+
+_QUEUE_PAUSE = 0.05  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +75,17 @@ class Answer:
 
 
 class Prober:
-    """Asks with one shared session; `close` it at the end. Nothing here raises but when cancelled."""
-
-    def __init__(self) -> None:
-        # A kept connection would hide a server that no longer accepts.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            auto_decompress=False,
-        )
-
-    async def close(self) -> None:
-        """Close the session."""
-        await self._session.close()
+    """Asks. Nothing here raises but when cancelled."""
 
     async def probe(self, server: Server, timeout: float) -> Probe:
         """Whether the health endpoint says within `timeout` seconds that the server is well."""
         if server.stranger:
             return Probe(outcome=Outcome.STRANGER, reason=server.stranger)
         started = time.monotonic()
-        answer = await self.ask(server, server.endpoint, timeout)
-        fault = answer.fault or judge_status(answer.status, "the endpoint")
+        found = await self.ask(server, server.endpoint, timeout)
+        fault = found.fault or judge_status(found.status, "the endpoint")
         healthy = server.questions.healthy
-        if fault is None and healthy and not re.fullmatch(healthy.encode(), answer.body, re.DOTALL):
+        if fault is None and healthy and not re.fullmatch(healthy.encode(), found.body, re.DOTALL):
             fault = Probe(outcome=Outcome.WRONG, reason="the endpoint answers 200, but not what a well server says")
         latency = time.monotonic() - started
         return Probe(
@@ -90,42 +96,82 @@ class Prober:
         self, server: Server, path: str, timeout: float, *, json: str = "", max_body: int = MAX_BODY
     ) -> Answer:
         """GET a path, or POST `json` to it. Redirects are not followed, and what is compressed stays so."""
-        limits = aiohttp.ClientTimeout(total=timeout)
-        headers = {"Authorization": f"Bearer {server.token}"} if server.token else {}
-        if json:
-            headers["Content-Type"] = "application/json"
-        answering = False
+        came = answer.Answer()
         try:
-            async with self._session.request(
-                "POST" if json else "GET", server.url + path,
-                data=json.encode() if json else None, headers=headers, timeout=limits, allow_redirects=False,
-            ) as answer:  # fmt: skip
-                if not 200 <= answer.status < 300:
-                    return Answer(answer.status)
-                answering, body = True, bytearray()
-                async for chunk in answer.content.iter_any():
-                    body += chunk
-                    if len(body) > max_body:
-                        return _fault(Outcome.TOO_LONG, f"the answer is longer than {max_body // 1024} KiB")
-                return Answer(answer.status, bytes(body))
-        except TimeoutError:
-            if answering:
+            async with asyncio.timeout(timeout):
+                return await _exchange(server, path, json.encode(), came, max_body)
+        except TimeoutError as e:
+            if e.errno:
+                return _fault(Outcome.TIMEOUT, f"no connection: {os.strerror(e.errno)}")
+            if came.complete_head:
                 return _fault(Outcome.UNFINISHED, f"the answer does not end within {timeout:g} s")
             return _fault(Outcome.TIMEOUT, f"no answer within {timeout:g} s")
-        except aiohttp.ClientConnectorError as e:
-            # asyncio's own text is "Connect call failed" with the address.
+        except _NoConnection as e:
             number = e.errno or 0
-            said = os.strerror(number) if number > 0 else str(e.os_error)
             if number in _REFUSED:
-                return _fault(Outcome.REFUSED, f"no connection: {said}")
-            if number == errno.ETIMEDOUT:
-                return _fault(Outcome.TIMEOUT, f"no connection: {said}")
-            return _fault(Outcome.UNASKED, f"cortexd could not ask: {said}")
-        except (aiohttp.ClientError, ValueError) as e:
-            # The only way in which aiohttp tells its LineTooLong from other nonsense.
-            if isinstance(e, aiohttp.ClientResponseError) and e.message.startswith("Got more than"):
-                return _fault(Outcome.TOO_LONG, "the answer's headers are too long")
-            return _fault(Outcome.BROKEN, f"the answer is broken: {type(e).__name__}")
+                return _fault(Outcome.REFUSED, f"no connection: {os.strerror(number)}")
+            return _fault(Outcome.UNASKED, f"cortexd could not ask: {e.strerror or e}")
+        except answer.HeadTooLong as e:
+            return _fault(Outcome.TOO_LONG, str(e))
+        except answer.Malformed as e:
+            return _fault(Outcome.BROKEN, str(e))
+        except OSError as e:
+            return _fault(Outcome.BROKEN, f"the answer is broken: {e.strerror or e}")
+        except ValueError as e:
+            return _fault(Outcome.BROKEN, f"it cannot be asked: {e}")
+
+
+class _NoConnection(OSError):
+    """What connect(2) or socket(2) says."""
+
+
+async def _exchange(server: Server, path: str, body: bytes, came: answer.Answer, max_body: int) -> Answer:
+    """One request, on a connection of its own: a kept one would hide a server that no longer accepts any. Raises what
+    `Prober.ask` has names for."""
+    to = http.server_of(server.url)
+    method, kind = ("POST", "application/json") if body else ("GET", "")
+    request = http.request(to, method, path, kind, len(body), server.token) + body
+    loop = asyncio.get_running_loop()
+    with await _connected(to) as sock:
+        with contextlib.suppress(BrokenPipeError):  # it may have answered nevertheless
+            await loop.sock_sendall(sock, request)
+        while not (status := came.head()):
+            came.add(await loop.sock_recv(sock, _CHUNK))
+        if not 200 <= status < 300:
+            return Answer(status)
+        found, received = bytearray(), 0
+        while (piece := came.piece()) != b"":
+            if piece is None and received <= len(found) + _MAX_FRAMING:
+                data = await loop.sock_recv(sock, _CHUNK)
+                received += len(data)
+                came.add(data)
+                continue
+            found += piece or b""
+            if piece is None or len(found) > max_body:
+                return _fault(Outcome.TOO_LONG, f"the answer is longer than {max_body // 1024} KiB")
+        return Answer(status, bytes(found))
+
+
+async def _connected(to: http.Server) -> socket.socket:
+    """A socket that is connected, to be closed by the caller. Raises _NoConnection."""
+    sock = None
+    try:
+        sock = socket.socket(to.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        while (number := sock.connect_ex(to.name)) == errno.EAGAIN and to.family == socket.AF_UNIX:  # noqa: ASYNC110
+            await asyncio.sleep(_QUEUE_PAUSE)  # its queue is full, and nothing tells when it is not
+        if number == errno.EINPROGRESS:
+            number = sock.connect_ex(to.name)  # on loopback it is done by now, or refused
+        if number == errno.EALREADY:
+            await asyncio.get_running_loop().sock_connect(sock, to.name)
+        elif number:
+            raise OSError(number, os.strerror(number))
+    except BaseException as e:
+        if sock is not None:
+            sock.close()
+        if isinstance(e, OSError) and e.errno != errno.ETIMEDOUT:
+            raise _NoConnection(e.errno, os.strerror(e.errno) if e.errno else str(e)) from None
+        raise
+    return sock
 
 
 def judge_status(status: int, who: str) -> Probe | None:

@@ -215,7 +215,10 @@ def _read(path: Path) -> dict[str, Any]:
     """What was kept. Raises OSError, and ValueError for what we did not write."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         text = file.read(_MAX_FILE + 1)
-    kept = json.loads(text)
+    try:
+        kept = json.loads(text)
+    except RecursionError:
+        kept = None
     if not isinstance(kept, dict) or not isinstance(kept.get("namespaces"), bool):
         raise ValueError("it is not what cortexd wrote")
     proofs = kept.get("proofs")

@@ -7,8 +7,8 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from cortexd.errors import StoreFailed
 from cortexd.events import Event, Priority
 from cortexd.kinds import Value
 from cortexd.store import files
+from cortexd.store.reserve import Reserve
 from cortexd.store.schema import MIGRATIONS, VERSION
+from cortexd.store.writer import Statement, Writer
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,12 @@ EVENTS_IN_ALL = 100_000
 _PRUNE_EVERY = 200
 _BUSY_SECONDS = 5.0
 _MAX_INTEGER = 2**63 - 1
+_INSERT_MODEL = "INSERT INTO models VALUES (?, ?, ?, ?)"
 _INSERT_INTENT = "INSERT INTO intents (time, model, kind, details, actor) VALUES (?, ?, ?, ?, ?)"
+_INSERT_EVENT = (
+    "INSERT INTO events (time, model, kind, priority, message, details, invocation_id, actor)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 NEW = "new-database"
 """The intent with which a new file begins: to take over what there was before it, if there was anything."""
@@ -63,8 +70,12 @@ class EventQuery:
     limit: int = 50
 
 
+_EVENT = "id, time, model, kind, priority, message, details, invocation_id, actor"
+
+
 class Store:
-    """The database. Every method raises StoreFailed, with the file and the remedy, when SQLite does."""
+    """The database. Every method raises StoreFailed, with the file and the remedy, when SQLite does, and Busy where too
+    many writes wait already."""
 
     def __init__(self, connection: aiosqlite.Connection, path: Path, now: Callable[[], float]) -> None:
         self._connection = connection
@@ -74,8 +85,10 @@ class Store:
         """The file was not there, or could not be read, and `take_over` has not been called since."""
         self.set_aside = ""
         """Where a file that could not be read was moved to; empty where there was none."""
-        self._writer = asyncio.Lock()
-        self._unpruned: list[str] = []
+        self._writer = Writer(connection)
+        self._reserve = Reserve(path)
+        self._unpruned: set[str] = set()
+        self._since_pruned = 0
         self.on_event: Callable[[Event], None] = lambda event: None
         """Called with every event that is on disk."""
 
@@ -86,6 +99,8 @@ class Store:
         try:
             return await cls._open(path, now)
         except StoreFailed as e:
+            if files.is_full(e.__cause__) and await asyncio.to_thread(Reserve(path).release):
+                return await cls._open(path, now)
             if not files.is_damaged(e.__cause__):
                 raise
             kept = await asyncio.to_thread(files.set_aside, path, now())
@@ -101,7 +116,8 @@ class Store:
             connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
         except OSError as e:
             reason = e.strerror or str(e)
-            raise StoreFailed(f"{path} cannot be opened: {reason}; check its folder, or move it away") from e
+            remedy = "make room" if files.is_full(e) else "check its folder, or move it away"
+            raise StoreFailed(f"{path} cannot be opened: {reason}; {remedy}") from e
         except sqlite3.Error as e:
             raise StoreFailed(f"{path} cannot be opened: {e}; {_remedy(e)}") from e
         self = cls(connection, path, now)
@@ -113,15 +129,18 @@ class Store:
                 for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                     await connection.execute(f"PRAGMA {pragma}")
                 await self._migrate()
+                with suppress(OSError):  # then nothing is begun until there is room
+                    await asyncio.to_thread(self._reserve.hold)
                 rows = await connection.execute_fetchall("SELECT DISTINCT model FROM events")
-                await self._prune([name for (name,) in rows])
+                await self._writer.write(_prune(name for (name,) in rows))
         except BaseException:
             await connection.close()
             raise
         return self
 
     async def close(self) -> None:
-        """Close the file."""
+        """Write what still waits, and close the file."""
+        await self._writer.close()
         await self._connection.close()
 
     def _errors(self) -> _Errors:
@@ -137,7 +156,7 @@ class Store:
         if 0 < version < VERSION:
             await asyncio.to_thread(files.copy, self._path, version)
         for step in range(version, VERSION):
-            async with self._transaction():
+            async with self._writer.transaction():
                 for statement in MIGRATIONS[step]:
                     await self._connection.execute(statement)
                 if step + 1 == VERSION and not version:
@@ -149,21 +168,29 @@ class Store:
         async with self._connection.execute(sql) as cursor:
             return await cursor.fetchone()
 
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
-        """Whatever is raised, by SQLite or by whoever cancels us: then nothing of it is in the database."""
+    async def _write(self, *statements: Statement, events: Sequence[Event] = (), last: bool = False) -> int:
+        """See Writer.write. Now and then the log is pruned with it. `last`: it ends or undoes what was begun, for which room is
+        kept; without that room nothing is begun."""
+        rows = [self._event_row(event) for event in events]
+        self._unpruned.update(event.model for event in events)
+        self._since_pruned += len(rows)
+        due = {*self._unpruned} if self._since_pruned >= _PRUNE_EVERY else set()
+        written = [*statements, *rows, *(_prune(due) if due else [])]
         with self._errors():
-            async with self._writer:
-                try:
-                    await self._connection.execute("BEGIN IMMEDIATE")
-                    yield self._connection
-                    await _to_its_end(self._connection.execute("COMMIT"))
-                except BaseException:
-                    # Where only our waiting was cancelled, SQLite's thread has gone on all the same. On some errors SQLite
-                    # has rolled back itself.
-                    with suppress(sqlite3.Error):
-                        await self._connection.execute("ROLLBACK")
+            if not last and not self._reserve.held:
+                await asyncio.to_thread(self._reserve.hold)
+            try:
+                number = await self._writer.write(written)
+            except sqlite3.Error as e:
+                if not (last and files.is_full(e) and await asyncio.to_thread(self._reserve.release)):
                     raise
+                number = await self._writer.write(written)
+        if due:
+            self._unpruned -= due
+            self._since_pruned = 0
+        for event in events:
+            self.on_event(event)
+        return number
 
     async def models(self) -> list[StoredModel]:
         """Every model, sorted by name."""
@@ -171,61 +198,45 @@ class Store:
             rows = await self._connection.execute_fetchall("SELECT name, settings FROM models ORDER BY name")
             return [StoredModel(name, _settings(text)) for name, text in rows]
 
-    async def save_model(self, name: str, settings: Mapping[str, Value], event: Event) -> None:
-        """Insert or change a model together with the event that says so."""
-        now = int(self._now() * 1e6)
-        async with self._transaction() as connection:
-            await connection.execute(
-                "INSERT INTO models VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET settings = ?2, updated = ?4",
-                (name, json.dumps(settings, sort_keys=True), now, now),
-            )
-            await self._insert(event)
-        self.on_event(event)
+    async def save_model(self, name: str, settings: Mapping[str, Value], event: Event, *, undo: bool = False) -> None:
+        """Insert or change a model together with the event that says so; `undo`: as it was before."""
+        sql = f"{_INSERT_MODEL} ON CONFLICT (name) DO UPDATE SET settings = ?2, updated = ?4"
+        await self._write((sql, self._model_row(name, settings)), events=[event], last=undo)
+
+    async def add_models(self, models: Mapping[str, Mapping[str, Value]], events: Sequence[Event]) -> None:
+        """Insert models together with the events that say so, all of it or nothing."""
+        await self._write(*self._model_rows(models), events=events)
 
     async def take_over(self, models: Mapping[str, Mapping[str, Value]], event: Callable[[str], Event]) -> None:
         """What a new database begins with, all of it or nothing; `event` makes the event of a model."""
-        events = [event(name) for name in models]
-        now = int(self._now() * 1e6)
-        async with self._transaction() as connection:
-            for name, settings in models.items():
-                row = (name, json.dumps(settings, sort_keys=True), now, now)
-                await connection.execute("INSERT INTO models VALUES (?, ?, ?, ?)", row)
-            for told in events:
-                await self._insert(told)
-            await connection.execute("DELETE FROM intents WHERE kind = ?", (NEW,))
+        await self._write(
+            *self._model_rows(models),
+            ("DELETE FROM intents WHERE kind = ?", (NEW,)),
+            events=[event(name) for name in models],
+        )
         self.new = False
-        for told in events:
-            self.on_event(told)
 
     async def delete_model(self, name: str, event: Event) -> None:
         """Forget a model's configuration; its events stay."""
-        async with self._transaction() as connection:
-            await connection.execute("DELETE FROM models WHERE name = ?", (name,))
-            await self._insert(event)
-        self.on_event(event)
+        await self.delete_models([name], [event])
+
+    async def delete_models(self, names: Sequence[str], events: Sequence[Event]) -> None:
+        """The same for several, all of it or nothing."""
+        rows = (("DELETE FROM models WHERE name = ?", (name,)) for name in names)
+        await self._write(*rows, events=events, last=True)
 
     async def add_event(self, event: Event) -> None:
         """Append to the audit log."""
-        async with self._transaction():
-            await self._insert(event)
-        self.on_event(event)
+        await self._write(events=[event])
 
     async def begin(self, intent: Intent) -> int:
         """Write down what is about to be done; returns the intent's id."""
-        async with self._transaction() as connection:
-            details = json.dumps(intent.details, sort_keys=True)
-            row = (int(self._now() * 1e6), intent.model, intent.kind, details, intent.actor)
-            cursor = await connection.execute(_INSERT_INTENT, row)
-        return int(cursor.lastrowid or 0)
+        details = json.dumps(intent.details, sort_keys=True)
+        return await self._write((_INSERT_INTENT, (self._time(), intent.model, intent.kind, details, intent.actor)))
 
     async def end(self, intent: int, event: Event | None = None) -> None:
         """It is done, or undone, as the event says."""
-        async with self._transaction() as connection:
-            await connection.execute("DELETE FROM intents WHERE id = ?", (intent,))
-            if event is not None:
-                await self._insert(event)
-        if event is not None:
-            self.on_event(event)
+        await self._write(("DELETE FROM intents WHERE id = ?", (intent,)), events=[event] if event else [], last=True)
 
     async def unfinished(self) -> list[Intent]:
         """What a daemon that was killed had begun, oldest first."""
@@ -237,35 +248,25 @@ class Store:
             Intent(id=row[0], model=row[1], kind=row[2], details=_settings(row[3]) or {}, actor=row[4]) for row in rows
         ]
 
-    async def _insert(self, event: Event) -> None:
-        await self._connection.execute(
-            "INSERT INTO events (time, model, kind, priority, message, details, invocation_id, actor)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                event.time or int(self._now() * 1e6),
-                event.model,
-                event.kind,
-                event.priority.value,
-                event.message,
-                json.dumps(event.details, sort_keys=True),
-                event.invocation_id,
-                event.actor,
-            ),
-        )
-        self._unpruned.append(event.model)
-        if len(self._unpruned) >= _PRUNE_EVERY:
-            await self._prune(set(self._unpruned))
-            self._unpruned.clear()
+    def _time(self) -> int:
+        return int(self._now() * 1e6)
 
-    async def _prune(self, models: Collection[str]) -> None:
-        """Keep the log bounded: in all, and for the models that wrote since the last time."""
-        await self._connection.execute(
-            "DELETE FROM events WHERE id <= (SELECT MAX(id) FROM events) - ?", (EVENTS_IN_ALL,)
-        )
-        await self._connection.executemany(
-            "DELETE FROM events WHERE model = ?1 AND id <= "
-            "(SELECT id FROM events WHERE model = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
-            [(model, EVENTS_PER_MODEL) for model in models],
+    def _model_row(self, name: str, settings: Mapping[str, Value]) -> tuple[Any, ...]:
+        return name, json.dumps(settings, sort_keys=True), self._time(), self._time()
+
+    def _model_rows(self, models: Mapping[str, Mapping[str, Value]]) -> list[Statement]:
+        return [(_INSERT_MODEL, self._model_row(name, settings)) for name, settings in models.items()]
+
+    def _event_row(self, event: Event) -> Statement:
+        return _INSERT_EVENT, (
+            event.time or self._time(),
+            event.model,
+            event.kind,
+            event.priority.value,
+            event.message,
+            json.dumps(event.details, sort_keys=True),
+            event.invocation_id,
+            event.actor,
         )
 
     async def events(self, query: EventQuery) -> list[Event]:
@@ -274,32 +275,60 @@ class Store:
         for column, allowed in (("model", query.models), ("kind", query.kinds)):
             if allowed:
                 where.append(f"{column} IN ({','.join('?' * len(allowed))})")
-        sql = (
-            "SELECT id, time, model, kind, priority, message, details, invocation_id, actor FROM events"
-            f" WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?"
-        )
+        sql = f"SELECT {_EVENT} FROM events WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?"
         with self._errors():
             rows = [*await self._connection.execute_fetchall(sql, (*values, query.limit))]
-        return [
-            Event(
-                id=row[0],
-                time=row[1],
-                model=row[2],
-                kind=row[3],
-                priority=Priority(row[4]),
-                message=row[5],
-                details=json.loads(row[6]),
-                invocation_id=row[7],
-                actor=row[8],
-            )
-            for row in reversed(rows)
-        ]
+        return [_event(row) for row in reversed(rows)]
+
+    async def latest(self, kinds: Sequence[str], since: Sequence[str], limit: int) -> dict[str, list[Event]]:
+        """Of every registered model the last `limit` events of these kinds, oldest first, from its last one of the kinds
+        `since` on; nothing of models that have none. In one query."""
+        wanted, begin = (",".join("?" * len(words)) for words in (kinds, since))
+        sql = (
+            f"SELECT {_EVENT} FROM events WHERE id IN (SELECT last.id FROM models JOIN events AS last ON last.id IN "
+            f"(SELECT id FROM events WHERE model = models.name AND kind IN ({wanted}) AND id >= COALESCE("
+            f"(SELECT id FROM events WHERE model = models.name AND kind IN ({begin}) ORDER BY id DESC LIMIT 1), 0)"
+            " ORDER BY id DESC LIMIT ?)) ORDER BY id"
+        )
+        found: dict[str, list[Event]] = {}
+        with self._errors():
+            for row in await self._connection.execute_fetchall(sql, (*kinds, *since, limit)):
+                event = _event(row)
+                found.setdefault(event.model, []).append(event)
+        return found
+
+
+def _event(row: Sequence[Any]) -> Event:
+    """From a row of _EVENT."""
+    return Event(
+        id=row[0],
+        time=row[1],
+        model=row[2],
+        kind=row[3],
+        priority=Priority(row[4]),
+        message=row[5],
+        details=json.loads(row[6]),
+        invocation_id=row[7],
+        actor=row[8],
+    )
+
+
+def _prune(models: Iterable[str]) -> list[Statement]:
+    """Keep the log bounded: in all, and for the models that wrote since the last time."""
+    of_model = (
+        "DELETE FROM events WHERE model = ?1 AND id <= "
+        "(SELECT id FROM events WHERE model = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)"
+    )
+    return [
+        ("DELETE FROM events WHERE id <= (SELECT MAX(id) FROM events) - ?", (EVENTS_IN_ALL,)),
+        *((of_model, (model, EVENTS_PER_MODEL)) for model in models),
+    ]
 
 
 def _settings(text: str) -> Mapping[str, Any] | None:
     try:
         settings = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return settings if isinstance(settings, dict) else None
 
@@ -308,25 +337,7 @@ def _remedy(error: Exception) -> str:
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return "another program keeps it locked; end that program"
-    return "the disk is full" if name == "SQLITE_FULL" else "check the disk, or move the file away"
-
-
-async def _to_its_end(work: Awaitable[object]) -> None:
-    """Wait for what goes on in a thread even when nobody waits for it. A cancellation meanwhile is put off until it is
-    done, and arrives at the caller's next `await`."""
-    task, cancelled = asyncio.ensure_future(work), False
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            cancelled = True
-        except Exception:
-            break  # its result tells
-    caller = asyncio.current_task()
-    if cancelled and caller is not None:
-        caller.uncancel()
-        caller.cancel()
-    task.result()
+    return "the disk is full; make room" if files.is_full(error) else "check the disk, or move the file away"
 
 
 class _Errors:
@@ -339,5 +350,5 @@ class _Errors:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, sqlite3.Error | ValueError):
+        if isinstance(error, sqlite3.Error | ValueError | RecursionError):
             raise StoreFailed(f"{self._path}: {error}; {_remedy(error)}") from error

@@ -17,8 +17,10 @@ def prepare(path: Path) -> None:
     """Make the file and its folder, or take others' rights to them away. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.parent.chmod(0o700)
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise OSError(errno.EINVAL, "it is no regular file")
+    for suffix in ("", *_SIDE_FILES):
+        each = Path(f"{path}{suffix}")
+        if each.is_symlink() or (each.exists() and not each.is_file()):
+            raise OSError(errno.EINVAL, f"{f'its {suffix}' if suffix else 'it'} is no regular file")
     # SQLite gives its side files (-wal, -shm) the mode of the database. O_NONBLOCK: a FIFO there must not stop us.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     os.fchmod(descriptor, 0o600)
@@ -34,6 +36,18 @@ class Damaged(sqlite3.DatabaseError):
 def is_damaged(error: BaseException | None) -> bool:
     """Whether SQLite says that the file itself is wrong, which no retry mends (sqlite.org/rescode.html)."""
     return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether it says that the disk has no room. SQLite's shared memory cannot grow then, which it calls an I/O error."""
+    name = getattr(error, "sqlite_errorname", "")
+    return name in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE") or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether it may be over at the next try: another program's lock, or a full disk."""
+    name = getattr(error, "sqlite_errorname", "")
+    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")) or is_full(error)
 
 
 def set_aside(path: Path, now: float) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cortexd.bus import Bus, BusError, Signal, Variant
@@ -17,20 +18,25 @@ from cortexd.systemd.merged import Merged, in_background
 from cortexd.systemd.peer import Peer
 from cortexd.systemd.protocol import UNKNOWN, UnitLimits, UnitListener, UnitState, UnitUsage
 from cortexd.systemd.units import Units
+from cortexd.units.files import sync_folder
 
 log = logging.getLogger(__name__)
 
 RELOAD_TIMEOUT = 90.0
 RELOAD_PAUSE = 0.5
+LOST_AFTER = 5.0
+"""Seconds after a unit has come to the end of its job in which JobRemoved has to come; it takes milliseconds."""
 
 
 class SystemdClient:
-    """`Systemd` on the manager that `bus` leads to. The bus stays the caller's to close."""
+    """`Systemd` on the manager that `bus` leads to. The bus stays the caller's to close. `before_load` is called with a unit's
+    name before systemd is made to read its files, and may raise a CortexError instead; blocking."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, before_load: Callable[[str], None] | None = None) -> None:
         self._peer = Peer(bus, self._on_gone)
-        self._units = Units(self._peer)
+        self._units = Units(self._peer, before_load)
         self._jobs = JobTable(self._recheck)
+        self._looking: asyncio.TimerHandle | None = None
         self._version = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._resyncs: Merged[bool] = Merged(self._resync)
@@ -45,6 +51,7 @@ class SystemdClient:
         await self._peer.subscribe(wire.MANAGER, "JobRemoved", manager, self._on_job_removed)
         await self._peer.subscribe(wire.MANAGER, "Reloading", manager, self._on_reloading)
         await self._units.subscribe()
+        self._units.mirror.listen(self._expect_end)
         await self._meet()
 
     async def close(self) -> None:
@@ -53,6 +60,8 @@ class SystemdClient:
         self._units.close()
         self._resyncs.cancel()
         self._reloads.cancel()
+        if self._looking:
+            self._looking.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -91,6 +100,11 @@ class SystemdClient:
     def known_units(self) -> Sequence[str]:
         """See Systemd."""
         return self._units.mirror.known()
+
+    async def list_units(self) -> Collection[str]:
+        """See Systemd."""
+        await self._units.relist()
+        return {*self._units.mirror.known(), *self._units.mirror.loaded_units()}
 
     async def refresh(self, unit: str) -> UnitState:
         """See Systemd."""
@@ -142,7 +156,9 @@ class SystemdClient:
 
     async def _queue(self, kind: Kind, member: str, unit: str) -> Job:
         (path,) = await self._peer.ask(f"{kind} {unit}", member, "ss", unit, "replace")
-        return self._jobs.queued(path, unit, kind)
+        job = self._jobs.queued(path, unit, kind)
+        self._expect_end(unit, self.cached(unit))  # it may have come to its end before we knew of it
+        return job
 
     def _on_job_removed(self, signal: Signal) -> None:
         _, path, unit, result = signal.body
@@ -163,6 +179,21 @@ class SystemdClient:
         await self._end_lost_jobs()
         if job not in self._jobs.waiting():
             await job.ended()
+
+    def _expect_end(self, unit: str, state: UnitState) -> None:
+        """A unit has come to rest, or to run: if a job of ours is not told to have ended soon, we ask."""
+        passing = state.active_state in ("activating", "deactivating", "reloading")
+        if self._looking is None and not passing and any(job.unit == unit for job in self._jobs.waiting()):
+            self._looking = asyncio.get_running_loop().call_later(
+                LOST_AFTER, lambda: self._spawn(self._look_for_lost_jobs())
+            )
+
+    async def _look_for_lost_jobs(self) -> None:
+        self._looking = None
+        try:
+            await self._end_lost_jobs()
+        except CortexError as e:
+            log.warning("could not ask which jobs have ended: %s", e)
 
     async def _end_lost_jobs(self) -> None:
         """End the jobs that systemd no longer has, and whose JobRemoved did not come (older managers drop some in a reload)."""
@@ -216,15 +247,17 @@ class SystemdClient:
 
     async def enable_unit(self, unit: str) -> None:
         """See Systemd."""
-        carries, _ = await self._peer.ask(f"enable {unit}", "EnableUnitFiles", "asbb", [unit], False, False)
+        carries, changes = await self._peer.ask(f"enable {unit}", "EnableUnitFiles", "asbb", [unit], False, False)
         if not carries:
             raise UnitFailed(f"{unit} cannot be enabled: its unit file has no [Install] section")
+        await asyncio.to_thread(_sync_links, changes)
         await self.reload()
 
     async def disable_unit(self, unit: str) -> None:
         """See Systemd."""
         disable = ("DisableUnitFiles", "asb", [unit], False)
-        await self._peer.ask(f"disable {unit}", *disable, tolerate=wire.NO_SUCH_UNIT)
+        for changes in await self._peer.ask(f"disable {unit}", *disable, tolerate=wire.NO_SUCH_UNIT):
+            await asyncio.to_thread(_sync_links, changes)
         await self.reload()
 
     async def _reload(self, _: None) -> None:
@@ -283,3 +316,11 @@ def _read_limits(groups: dict[str, str]) -> dict[str, UnitLimits]:
         return dict.fromkeys(groups, UnitLimits())
     found = {unit: read_limits(root, group) for unit, group in groups.items()}
     return {unit: limits for unit, limits in found.items() if limits is not None}
+
+
+def _sync_links(changes: Sequence[Sequence[str]]) -> None:
+    """Wait until links that systemd made or removed are on disk, which it does not. `changes`: type, link and destination of each
+    (org.freedesktop.systemd1(5)); the folder that a link is in may be new or gone, too. Blocking."""
+    for folder in {folder for _, link, _ in changes for folder in Path(link).parents[:2]}:
+        with suppress(OSError):
+            sync_folder(folder)

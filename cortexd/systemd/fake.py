@@ -7,7 +7,7 @@ What units do is told beforehand by `behave`, and done to them by `finish` and `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,11 @@ class FakeSystemd:
         """See Systemd."""
         return self._units.known()
 
+    async def list_units(self) -> Collection[str]:
+        """See Systemd."""
+        self._ask()
+        return {*self.known_units(), *(path.name for path in self.folder.glob("cortex-*.service"))}
+
     async def refresh(self, unit: str) -> UnitState:
         """See Systemd."""
         self._ask()
@@ -151,6 +156,7 @@ class FakeSystemd:
         self._ask("ResetFailedUnit", unit)
         if self.cached(unit).active_state == "failed":
             self._units.change(unit, active_state="inactive", sub_state="dead", result="success")
+        self._units.change(unit, n_restarts=0)
 
     async def reload(self) -> None:
         """See Systemd."""

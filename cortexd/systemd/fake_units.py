@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -112,6 +113,9 @@ class FakeUnits:
         known = self.unit(unit)
         if fields.get("active_state", known.state.active_state) != known.state.active_state:
             fields["state_change"] = next(self._numbers) * 1_000_000
+            now = time.monotonic_ns() // 1000
+            fields |= {"active_enter": now} if fields["active_state"] == "active" else {}
+            fields |= {"active_exit": now} if known.state.active_state == "active" else {}
         before, known.state = known.state, replace(known.state, **fields)
         if known.state != before and is_ours(unit):
             for listener in self.listeners:

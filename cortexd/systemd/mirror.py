@@ -152,7 +152,10 @@ def _with_past(state: UnitState, before: UnitState) -> UnitState:
     """A unit that was unloaded and loaded again has no run to tell of; what we saw of its last one stays."""
     if state.invocation_id or not before.invocation_id:
         return state
-    past = ("invocation_id", "state_change", "exec_main_code", "exec_main_status", "exec_main_start", "status_text")
+    past = (
+        "invocation_id", "state_change", "active_enter", "active_exit", "exec_main_code", "exec_main_status",
+        "exec_main_start", "status_text",
+    )  # fmt: skip
     return replace(state, **{field: getattr(before, field) for field in past})
 
 

@@ -10,6 +10,7 @@ from cortexd.bus import DBUS, DBUS_PATH, DEFAULT_TIMEOUT, Bus, BusError, BusGone
 from cortexd.errors import SystemdUnavailable, UnitFailed
 from cortexd.systemd import wire
 
+_TRIES = 3
 ABSENCE = 10.0
 """Seconds that a manager may be off the bus; it is for a moment when it re-executes itself (daemon-reexec)."""
 
@@ -83,7 +84,9 @@ class Peer:
     async def call(
         self, path: str, interface: str, member: str, signature: str = "", *body: Any, timeout: float = DEFAULT_TIMEOUT
     ) -> list[Any]:
-        """Call a method. Raises SystemdUnavailable if nobody answers, and BusError with what the manager answered."""
+        """Call a method. Raises SystemdUnavailable if nobody answers, and BusError with what the manager answered. What only reads
+        is asked again of a manager that re-executed itself meanwhile."""
+        again = _TRIES if member in wire.READS else 0
         while True:
             await self._wait_until_there()
             try:
@@ -91,6 +94,9 @@ class Peer:
             except BusError as e:
                 if wire.undelivered(e.name) and not self._there.is_set():
                     continue  # sent before we knew that the manager had left the bus, for a moment or for good
+                if wire.unanswered(e.name) and again:
+                    again -= 1
+                    continue
                 if wire.unanswered(e.name):
                     raise SystemdUnavailable(f"systemd's manager went away during {member}: {e.message}") from e
                 raise

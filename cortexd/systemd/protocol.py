@@ -6,7 +6,7 @@ one talking to python-dbusmock; one contract suite (`tests/contract/`) holds all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,7 +18,7 @@ UNKNOWN = 2**64 - 1
 class UnitState:
     """One unit as systemd describes it (org.freedesktop.systemd1.Unit and .Service; see org.freedesktop.systemd1(5)).
 
-    Timestamps are microseconds since the epoch, 0 for never. `fragment_path` and `invocation_id` are empty where there
+    Timestamps are microseconds since the epoch but where another clock is named, 0 for never. `fragment_path` and `invocation_id` are empty where there
     is none. A unit that has no file is `load_state="not-found"` and `inactive`. One that has a file and is not loaded is
     taken for "loaded" until it is read, and shows what its last run was like for as long as we have seen it.
 
@@ -43,6 +43,8 @@ class UnitState:
     exec_main_start: int = 0
     status_text: str = ""
     state_change: int = 0
+    active_enter: int = 0  # when it last became active, and last ceased to be: microseconds of CLOCK_MONOTONIC
+    active_exit: int = 0
     need_daemon_reload: bool = False
     job: int = 0  # the id of the job queued for it; an inactive unit that has one is not at rest, but about to start
 
@@ -128,6 +130,10 @@ class Systemd(Protocol):
     def known_units(self) -> Sequence[str]:
         """Names of units matching names.UNIT_PATTERN that the manager has loaded or has a unit file of."""
 
+    async def list_units(self) -> Collection[str]:
+        """The same, asked for afresh: two round trips, however many there are. A unit that somebody has just looked for in vain
+        may be among them."""
+
     async def refresh(self, unit: str) -> UnitState:
         """Read the unit afresh (loading it if need be) and tell listeners if it changed."""
 
@@ -156,7 +162,8 @@ class Systemd(Protocol):
         """Send a signal to all processes of exactly this run (GetUnitByInvocationID); False if that run is over."""
 
     async def reset_failed(self, unit: str) -> None:
-        """Clear `failed` and the start-limit counter; a unit that is not loaded is no error."""
+        """Clear `failed`, the start-limit counter and NRestarts, of which systemd tells nobody until the unit is read again;
+        a unit that is not loaded is no error. What runs goes on (measured on 252)."""
 
     async def reload(self) -> None:
         """daemon-reload, one at a time; requests that arrive while one runs share the next one."""

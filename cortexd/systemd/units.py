@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from cortexd.bus import BusError, Signal
@@ -26,8 +26,8 @@ UNITS_READ_AT_ONCE = 5
 class Units:
     """Feeds a Mirror with signals and readings."""
 
-    def __init__(self, peer: Peer) -> None:
-        self._peer = peer
+    def __init__(self, peer: Peer, before_load: Callable[[str], None] | None = None) -> None:
+        self._peer, self._before_load = peer, before_load
         self.mirror = Mirror()
         self._slots = asyncio.Semaphore(UNITS_READ_AT_ONCE)
         self._reads: Merged[tuple[str, Reading]] = Merged(self._read)
@@ -51,6 +51,10 @@ class Units:
         """Read a unit, loading it if need be."""
         await asyncio.shield(self._reads.request((unit, "load")))
         return self.mirror.cached(unit)
+
+    async def relist(self) -> None:
+        """Learn anew which units and files there are."""
+        await asyncio.shield(self._lists.request(None))
 
     async def settle(self, unit: str) -> None:
         """Read a unit if it is still loaded. If not, signals told its end, and loading it would show it without its past."""
@@ -88,6 +92,8 @@ class Units:
                     self.mirror.read(unit, {**fields, "need_daemon_reload": False}, watch)
                     return
                 if reading == "load":
+                    if self._before_load:
+                        await asyncio.to_thread(self._before_load, unit)
                     await self._peer.ask(f"load {unit}", "LoadUnit", "s", unit)
                 # Pinned, the unit is not unloaded and loaded again between the readings of its properties.
                 await self._ask(unit, path, wire.UNIT, "Ref")

@@ -29,6 +29,11 @@ RUN_IS_OVER = (
 )
 LIMITS_EXCEEDED = "org.freedesktop.DBus.Error.LimitsExceeded"
 
+READS = frozenset(
+    {"Get", "LoadUnit", "Ref", "GetUnitFileState", "ListUnitsByPatterns", "ListUnitFilesByPatterns", "ListJobs"}
+)
+"""Methods that change nothing that a manager which re-executes itself would keep."""
+
 _DBUS_ERROR = "org.freedesktop.DBus.Error."
 _SILENCE = (_DBUS_ERROR + "NoReply", _DBUS_ERROR + "Disconnected", DESTINATION + ".ShuttingDown")
 
@@ -53,6 +58,8 @@ FIELDS: dict[str, tuple[str, str]] = {
     "drop_in_paths": (UNIT, "DropInPaths"),
     "invocation_id": (UNIT, "InvocationID"),
     "state_change": (UNIT, "StateChangeTimestamp"),
+    "active_enter": (UNIT, "ActiveEnterTimestampMonotonic"),
+    "active_exit": (UNIT, "ActiveExitTimestampMonotonic"),
     "need_daemon_reload": (UNIT, "NeedDaemonReload"),
     "job": (UNIT, "Job"),
     "result": (SERVICE, "Result"),

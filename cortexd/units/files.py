@@ -13,7 +13,9 @@ import os
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from cortexd.errors import UnitConflict
@@ -60,7 +62,7 @@ def settings_in(text: str) -> dict[str, object] | None:
         if line.startswith(_SETTINGS):
             try:
                 found = json.loads(line.removeprefix(_SETTINGS))
-            except ValueError:
+            except (ValueError, RecursionError):
                 return None
             return found if isinstance(found, dict) else None
     return None
@@ -103,6 +105,21 @@ def read(path: Path) -> str:
         return ""
 
 
+def check_loadable(path: Path) -> None:
+    """Raise UnitConflict where something lies at `path` that systemd must not be asked to load: it opens whatever it finds,
+    and waits for ever for a FIFO's writer, or reads on while nobody is answered (measured on 252: a minute and more for 1 GB
+    of nothing). A link may lead to a device: to /dev/null where the unit is masked."""
+    with suppress(FileNotFoundError):
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):
+            if status.st_size > _MAX_SIZE:
+                raise UnitConflict(f"{path} has {status.st_size} bytes, which no unit file has; move it away")
+        elif not (stat.S_ISDIR(status.st_mode) or stat.S_ISCHR(status.st_mode)):
+            raise UnitConflict(
+                f"{path} is no regular file, and would keep your systemd manager from working; move it away"
+            )
+
+
 def check_writable(path: Path) -> None:
     """Raise UnitConflict if a file at `path` is not ours to write."""
     state = inspect(path)
@@ -110,13 +127,42 @@ def check_writable(path: Path) -> None:
         raise UnitConflict(f"{path} exists and was not written by cortexd; move it away, or choose another name")
     if state is FileState.EDITED:
         raise UnitConflict(
-            f"{path} was edited by hand and is kept; move the change to a drop-in and delete the file, "
-            "and cortexd writes it again"
+            f"{path} was edited by hand and is kept; move the change to a drop-in, and 'cortexctl repair' writes the file again"
         )
 
 
-def write(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write `text` so that after a crash or a power cut the old or the new file is there, whole. Raises OSError."""
+def described(path: Path) -> str:
+    """The text of what lies there, whosever it is, or a comment that says what it is; empty where there is nothing."""
+    if path.is_symlink():
+        return f"# a link to {path.readlink()}\n"
+    return read(path) or (f"# no text file ({stat.filemode(path.stat().st_mode)})\n" if path.exists() else "")
+
+
+def name_aside(path: Path, now: float) -> Path:
+    """Where a file can be kept that is to be replaced; systemd passes such a name over. `now`: seconds since the epoch."""
+    moment = f"{time.strftime('%Y%m%dT%H%M%S', time.localtime(now))}.{int(now * 1e6) % 1_000_000:06d}"
+    return path.with_name(f"{path.name}.kept-{moment}")
+
+
+def keep(path: Path, kept: Path) -> None:
+    """Give what lies at `path` another name, so that it can be replaced there without ever being gone. Raises OSError."""
+    try:
+        os.link(path, kept, follow_symlinks=False)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a folder, or a file system without links
+        path.rename(kept)
+
+
+def put_back(path: Path, kept: Path) -> None:
+    """Undo `keep`, and the writing after it. Raises OSError."""
+    kept.replace(path)
+    kept.unlink(missing_ok=True)  # where both are the same file still, nothing was renamed (rename(2))
+
+
+def write(path: Path, text: str, mode: int = 0o600, *, sync: bool = True) -> None:
+    """Write `text` so that after a crash or a power cut the old or the new file is there, whole. Unless `sync`, which of them
+    is certain only after `sync_folder`. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -129,7 +175,8 @@ def write(path: Path, text: str, mode: int = 0o600) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 def remove(path: Path) -> None:
@@ -138,10 +185,11 @@ def remove(path: Path) -> None:
         path.unlink()
     except FileNotFoundError:
         return
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the folder's names are on disk. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

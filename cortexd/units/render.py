@@ -10,6 +10,7 @@ import ipaddress
 import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from cortexd.backends import LaunchPlan
@@ -52,10 +53,13 @@ class Tools:
     not start, or starts unprotected. Found out while the daemon runs (cortexd/sandbox/proving.py)."""
 
 
+@lru_cache(maxsize=256)
 def probe_address(host: str) -> str:
     """The address at which a server that listens on `host` is asked: a wildcard's loopback of the same family."""
     if host in ("localhost", ""):
         return "127.0.0.1"
+    if host.startswith("/"):
+        return host
     address = ipaddress.ip_address(host)
     if address.is_unspecified:
         return "127.0.0.1" if address.version == 4 else "::1"
@@ -96,6 +100,11 @@ ExecStart=:{quoting.word(tools.mkdir)} -p -m 0700 -- "%f"
 """
 
 
+def sockets_folder(runtime: Path) -> Path:
+    """The one place in the user's runtime folder where models can have sockets: the rest of it is hidden from them."""
+    return runtime / "models"
+
+
 def written_folders(spec: ModelSpec, plan: LaunchPlan) -> list[str]:
     """Every folder that the server may write: the backend's and the user's own."""
     return list(dict.fromkeys([*map(str, plan.writes), *spec.hardening.read_write_paths]))
@@ -125,6 +134,8 @@ def _unit_section(spec: ModelSpec, plan: LaunchPlan) -> Iterator[str]:
 def _service(spec: ModelSpec, plan: LaunchPlan, tools: Tools) -> Iterator[str]:
     yield "Type=exec"  # a missing executable fails the start job; Type=simple would call it started
     yield f"Slice={SLICE}"
+    if spec.socket:  # the one that a former run left, which nobody can listen on again
+        yield "ExecStartPre=:" + " ".join(map(quoting.word, (tools.env, "-i", "rm", "-f", "--", spec.socket)))
     yield "ExecStart=:" + " ".join(map(quoting.word, plan.argv))
     yield from _readiness(spec, plan, tools)
     yield f"KillSignal={plan.kill_signal}"
@@ -143,9 +154,23 @@ def _service(spec: ModelSpec, plan: LaunchPlan, tools: Tools) -> Iterator[str]:
 def _pause(seconds: float, tools: Tools) -> Iterator[str]:
     """Before a restart: twice as long each time, up to _MAX_PAUSE, where systemd can."""
     yield f"RestartSec={quoting.seconds(seconds)}"
-    if tools.systemd >= _GROWING_PAUSE and 0 < seconds < _MAX_PAUSE:
-        yield f"RestartSteps={math.ceil(math.log2(_MAX_PAUSE / seconds))}"
+    if steps := _steps(seconds, tools.systemd):
+        yield f"RestartSteps={steps}"
         yield f"RestartMaxDelaySec={_MAX_PAUSE}"
+
+
+def _steps(seconds: float, systemd: int) -> int:
+    """Restarts until the pause is as long as it gets; 0 where it does not grow."""
+    grows = systemd >= _GROWING_PAUSE and 0 < seconds < _MAX_PAUSE
+    return math.ceil(math.log2(_MAX_PAUSE / seconds)) if grows else 0
+
+
+def restart_pause(seconds: float, restarts: int, systemd: int) -> float:
+    """How long systemd of that release waits after so many restarts, where it waits `seconds` at first (src/core/service.c,
+    service_restart_usec_next)."""
+    if not (steps := _steps(seconds, systemd)):
+        return seconds
+    return float(min(_MAX_PAUSE, seconds * (_MAX_PAUSE / seconds) ** (restarts / steps)))
 
 
 def _environment(spec: ModelSpec, plan: LaunchPlan, scope: Scope, secrets: Collection[str]) -> Iterator[str]:
@@ -280,6 +305,8 @@ def _namespaces(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -
     if hardening.protect_hostname:
         yield "ProtectHostname=true"
     covered = _covered(spec, scope)
+    if scope.runtime and spec.socket:
+        covered.append(sockets_folder(scope.runtime))
     for folder in written_folders(spec, plan):
         # What another file system lies over has to be brought back.
         directive = "BindPaths" if _lies_in(Path(folder), covered) else "ReadWritePaths"
@@ -305,7 +332,15 @@ def _covered(spec: ModelSpec, scope: Scope) -> list[Path]:
 
 
 def _lies_in(path: Path, folders: list[Path]) -> bool:
-    return any(path.is_relative_to(folder) for folder in folders)
+    # As text: pathlib takes most of the time in which a thousand models are read.
+    inside = f"{path}/"
+    return any(inside.startswith(str(folder).rstrip("/") + "/") for folder in folders)
+
+
+@lru_cache(maxsize=8)
+def _python_folders(python: str, home: Path) -> list[Path]:
+    """Of our own Python, which stays what it is while we run."""
+    return program_folders(Path(python), home, _TMP)
 
 
 def _hidden(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> list[str]:
@@ -316,7 +351,7 @@ def _hidden(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> li
         *(step for path in plan.reads for step in steps(path)),
     ]
     if spec.health.endpoint:
-        wanted += [*program_folders(Path(tools.python), scope.home, _TMP), Path(tools.waiter).parent]
+        wanted += [*_python_folders(tools.python, scope.home), Path(tools.waiter).parent]
     paths = [path for path in wanted if _lies_in(path, covered)]
     if spec.hardening.protect_home == "true":
         # systemd puts a folder there in which nothing can be mounted (measured on 252).

@@ -6,6 +6,7 @@ The standard library's own gives no say while it blocks; here it is `pause` that
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import select
@@ -15,11 +16,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
+from cortexd.waiter.answer import Answer
+
 Pause = Callable[[float, int, int], bool]
 """Wait so many seconds at most for events (poll(2)) of a descriptor; whether they came."""
 
-_MAX_HEAD = 65536
-_MAX_STATUS_LINE = 4096
 _CHUNK = 65536
 
 
@@ -35,12 +36,62 @@ class Server:
     """Where requests go."""
 
     address: str
-    port: int
+    """Of IPv4 or IPv6, or the path of a Unix socket."""
+    port: int = 0
 
     @property
     def host(self) -> str:
         """As the Host: header has it."""
+        if self.address.startswith("/"):
+            return "localhost"
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+    @property
+    def place(self) -> str:
+        """What another server may hold, for people."""
+        return self.address if self.address.startswith("/") else f"port {self.port}"
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """Of its socket."""
+        if self.address.startswith("/"):
+            return socket.AF_UNIX
+        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
+
+    @property
+    def name(self) -> str | tuple[str, int]:
+        """As connect(2) has it."""
+        return self.address if self.address.startswith("/") else (self.address, self.port)
+
+
+@functools.lru_cache(maxsize=4096)
+def server_of(url: str) -> Server:
+    """The server that a URL names: http://ADDRESS:PORT, or unix:PATH. Raises ValueError; a name that is no address is none,
+    since looking it up could take any time."""
+    if url.startswith("unix:/"):
+        return Server(url.removeprefix("unix:"))
+    address, _, port = url.removeprefix("http://").rpartition(":")
+    server = Server(address.strip("[]"), int(port) if re.fullmatch("[0-9]{1,5}", port) else 0)
+    try:
+        socket.inet_pton(server.family, server.address)
+    except OSError:
+        raise ValueError("it is no address of a server") from None
+    if not 0 < server.port < 65536:
+        raise ValueError("it is no address of a server")
+    return server
+
+
+def request(server: Server, method: str, path: str, kind: str = "", length: int = 0, key: str = "") -> bytes:
+    """The head of a request; one with a `kind` (Content-Type) has a body of `length` bytes. `key`: what the server's
+    clients have to give. Raises ValueError where a head cannot carry that as it is."""
+    head = [f"{method} {path} HTTP/1.1", f"Host: {server.host}", "Connection: close"]
+    if key:
+        head.append(f"Authorization: Bearer {key}")
+    if kind:
+        head += [f"Content-Type: {kind}", f"Content-Length: {length}"]
+    if not all(line.isascii() and line.isprintable() for line in head) or " " in path:
+        raise ValueError("no head of a request can carry that")
+    return "\r\n".join([*head, "", ""]).encode()
 
 
 class Exchange:
@@ -52,10 +103,8 @@ class Exchange:
     def __init__(self, server: Server, *, timeout: float | None = None, pause: Pause = patient) -> None:
         self._server, self._pause = server, pause
         self.deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        self._data, self._ended = b"", False
-        self._headers: dict[bytes, bytes] | None = None
-        family = socket.AF_INET6 if ":" in server.address else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._answer = Answer()
+        self._socket = socket.socket(server.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
 
     def __enter__(self) -> Exchange:
         return self
@@ -68,18 +117,14 @@ class Exchange:
     ) -> int:
         """Send a request, its body in pieces of `length` bytes in all, and return the answer's status code. `key`: what
         its clients have to give, of printable ASCII."""
-        refused = self._socket.connect_ex((self._server.address, self._server.port))
+        refused = self._socket.connect_ex(self._server.name)
         if refused == errno.EINPROGRESS:
             self._wait(select.POLLOUT)
             refused = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if refused:
             raise OSError(refused, os.strerror(refused))
-        head = [f"{method} {path} HTTP/1.1", f"Host: {self._server.host}", "Connection: close"]
-        if key:
-            head.append(f"Authorization: Bearer {key}")
-        if method == "POST":
-            head += [f"Content-Type: {kind or 'application/json'}", f"Content-Length: {length}"]
-        start = "\r\n".join([*head, "", ""]).encode()
+        kind = kind or ("application/json" if method == "POST" else "")
+        start = request(self._server, method, path, kind, length, key)
         try:
             for piece in body:
                 self._send(start + piece)
@@ -87,11 +132,9 @@ class Exchange:
             self._send(start)
         except BrokenPipeError:
             pass  # a server that refuses a body may answer before it has read all of it
-        line = self._line(_MAX_STATUS_LINE)
-        words = line.split(None, 2)
-        if len(words) < 2 or not words[0].startswith(b"HTTP/") or not re.fullmatch(rb"\d{3}", words[1]):
-            raise OSError("the answer is no HTTP")
-        return int(words[1])
+        while not (status := self._answer.status()):
+            self._receive()
+        return status
 
     def read(self, limit: int) -> bytes:
         """The body, or as much of it as `limit` bytes hold."""
@@ -115,63 +158,19 @@ class Exchange:
 
     def pieces(self) -> Iterator[bytes]:
         """The body as it comes, without its transfer coding."""
-        headers = self._head()
-        if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
-            while size := self._size():
-                yield from self._exactly(size)
-                self._line(2)
-        elif b"content-length" in headers:
-            yield from self._exactly(_number(headers[b"content-length"], 10))
-        else:
-            while self._data or self._fill():
-                yield self._take(len(self._data))
+        while (piece := self._answer.piece()) != b"":
+            if piece is None:
+                self._receive()
+            else:
+                yield piece
 
-    def _size(self) -> int:
-        return _number(self._line(1024).partition(b";")[0], 16)
-
-    def _exactly(self, size: int) -> Iterator[bytes]:
-        while size:
-            if not self._data and not self._fill():
-                raise OSError("the answer ends too early")
-            piece = self._take(min(size, len(self._data)))
-            size -= len(piece)
-            yield piece
-
-    def _head(self) -> dict[bytes, bytes]:
-        if self._headers is None:
-            headers, room = {}, _MAX_HEAD
-            while line := self._line(room).strip():
-                room -= len(line)
-                name, _, value = line.partition(b":")
-                headers[name.strip().lower()] = value.strip()
-            self._headers = headers
-        return self._headers
-
-    def _line(self, limit: int) -> bytes:
-        """Up to the next line's end, or to the answer's. OSError where it is longer than `limit` bytes."""
-        while b"\n" not in self._data and len(self._data) < limit and self._fill():
-            pass
-        end = self._data.find(b"\n") + 1 or len(self._data)
-        if end > limit:
-            raise OSError("the answer is no HTTP")
-        return self._take(end)
-
-    def _take(self, count: int) -> bytes:
-        taken, self._data = self._data[:count], self._data[count:]
-        return taken
-
-    def _fill(self) -> bool:
-        """Receive more; False at the end."""
-        while not self._ended:
+    def _receive(self) -> None:
+        while True:
             self._wait(select.POLLIN)
             try:
-                received = self._socket.recv(_CHUNK)
+                return self._answer.add(self._socket.recv(_CHUNK))
             except BlockingIOError:
                 continue
-            self._ended = not received
-            self._data += received
-            return bool(received)
-        return False
 
     def _send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -189,16 +188,6 @@ class Exchange:
                 raise TimeoutError("timed out")
             if self._pause(min(left, 60), self._socket.fileno(), events):
                 return
-
-
-def _number(text: bytes, base: int) -> int:
-    """A length of the protocol. More digits than these are an attack."""
-    if not re.fullmatch(rb"[0-9A-Fa-f]{1,15}", text.strip()):
-        raise OSError("the answer is no HTTP")
-    try:
-        return int(text, base)
-    except ValueError:
-        raise OSError("the answer is no HTTP") from None
 
 
 def http_status(server: Server, path: str, timeout: float, pause: Pause = patient) -> int:

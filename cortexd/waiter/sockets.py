@@ -1,4 +1,4 @@
-"""Who listens on a port, and in which control group: what the kernel tells without privileges, in a sandbox, too."""
+"""Who listens at an address, and in which control group: what the kernel tells without privileges, in a sandbox, too."""
 
 from __future__ import annotations
 
@@ -13,21 +13,43 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listening TCP socket. `cgroup` is the inode number of the control group that opened it, 0 where not known."""
+    """A listening socket. `cgroup` is the inode number of the control group that opened it, 0 where not known."""
 
     address: str
+    """Of a Unix socket its path; then there is no port and no inode."""
     port: int
     uid: int
     inode: int
     cgroup: int = 0
+    pid: int = 0
+    """The process that made a Unix socket listen; 0 of others."""
+
+
+def answering(address: str, port: int) -> list[Listener]:
+    """All who answer at an address: one of IPv4 or IPv6 and a port, or the path of a Unix socket."""
+    if address.startswith("/"):
+        return _at_path(address)
+    return answers_to(address, listeners(port))
+
+
+def _at_path(path: str) -> list[Listener]:
+    """Who listens at the path of a Unix socket (SO_PEERCRED, unix(7)): that is asked by connecting."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
+        try:
+            sock.connect(path)
+            pid, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        except OSError:
+            return []
+    group = group_of(pid) if pid > 0 else None
+    return [Listener(path, 0, uid, 0, group.stat().st_ino if group else 0, pid)]
 
 
 def listeners(port: int) -> list[Listener]:
-    """Every socket that listens on `port`, from the kernel's sock_diag(7), else from /proc/net/tcp."""
+    """Every TCP socket that listens on `port`, from the kernel's sock_diag(7), else from /proc/net/tcp."""
     found: list[Listener] = []
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            found += [sock for sock in _diag(family) if sock.port == port]
+            found += [sock for sock in _diag(family, port) if sock.port == port]
         except OSError:
             found += [sock for sock in _proc_net(family) if sock.port == port]
     return found
@@ -49,10 +71,15 @@ def answers_to(probe: str, sockets: list[Listener]) -> list[Listener]:
     return reached
 
 
-def _diag(family: int) -> Iterator[Listener]:
-    """LISTEN sockets by netlink (linux/inet_diag.h). Unprivileged, and works in a sandbox that hides /proc/PID/fd."""
+def _diag(family: int, wanted: int) -> Iterator[Listener]:
+    """LISTEN sockets on a port by netlink (linux/inet_diag.h). Unprivileged, and works in a sandbox that hides /proc/PID/fd."""
     sock_diag_by_family, dump, listen, netlink_sock_diag, done, error, attr_cgroup = 20, 0x301, 10, 4, 3, 2, 21
     request = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, 1 << listen) + bytes(48)
+    # A filter, or every probe would read about the sockets of all models: at least and at most this port, else rejected by
+    # a jump beyond the end. An operation is its code, the way on if it holds, the way on if not, and its operand in a second.
+    at_least, at_most, bytecode = 2, 3, 1
+    request += struct.pack("=HH", 4 + 16, bytecode)
+    request += struct.pack("=BBHBBHBBHBBH", at_least, 8, 20, 0, 0, wanted, at_most, 8, 12, 0, 0, wanted)
     header = struct.pack("=IHHII", 16 + len(request), sock_diag_by_family, dump, 1, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink_sock_diag) as netlink:
         netlink.settimeout(2)
@@ -100,25 +127,24 @@ def _proc_net(family: int) -> Iterator[Listener]:
 
 def own_group() -> Path | None:
     """The folder of this process's control group, None where it cannot be seen."""
+    return group_of(os.getpid())
+
+
+def group_of(pid: int) -> Path | None:
+    """The folder of a process's control group, None where it cannot be seen."""
     try:
-        groups = Path("/proc/self/cgroup").read_text().splitlines()
+        groups = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
         mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     except OSError:
         return None
     path = next((line[3:] for line in groups if line.startswith("0::")), "")
-    # There may be several mounts, some of them hidden by later ones, or of a part of the tree that we are not in.
+    # There may be several mounts, some of them hidden by later ones, or of a part of the tree that it is not in.
     for fields in reversed(mounts):
         if fields[fields.index("-") + 1] == "cgroup2":
             folder = Path(fields[4], path.removeprefix(fields[3].rstrip("/")).lstrip("/"))
             try:
-                if str(os.getpid()) in (folder / "cgroup.procs").read_text().split():
+                if str(pid) in (folder / "cgroup.procs").read_text().split():
                     return folder
             except OSError:
                 continue
     return None
-
-
-def own_cgroup() -> int:
-    """The inode number of this process's control group, 0 where it cannot be told."""
-    group = own_group()
-    return group.stat().st_ino if group else 0

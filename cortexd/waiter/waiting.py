@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cortexd.waiter.http import Pause, Server, http_answer
-from cortexd.waiter.sockets import Listener, answers_to, listeners
+from cortexd.waiter.sockets import Listener, answering
 from cortexd.waiter.watch import GaveUp, Watch
 
 FAST_POLL, FAST_FOR, POLL = 0.05, 2.0, 0.1
@@ -44,7 +44,7 @@ class Waiter:
         key: Key = Key(),
         *,
         ask: Callable[[Server, str, float, Pause, str], tuple[int, bytes]] = http_answer,
-        find: Callable[[int], list[Listener]] = listeners,
+        find: Callable[[str, int], list[Listener]] = answering,
     ) -> None:
         self.watch, self.server, self.path, self.cgroup = watch, server, path, cgroup
         self.key = key
@@ -70,12 +70,11 @@ class Waiter:
         Returns whether all who listen there are known to be this unit's own."""
         if not self.cgroup:
             return False
-        found = answers_to(self.server.address, self._find(self.server.port))
+        found = self._find(self.server.address, self.server.port)
         for sock in found:
             if sock.cgroup and sock.cgroup != self.cgroup:
-                port = self.server.port
-                who = f"a process outside this unit (user {sock.uid}, socket {sock.inode})"
-                raise GaveUp(f"port {port} is held by {who}")
+                who = f"user {sock.uid}, " + (f"process {sock.pid}" if sock.pid else f"socket {sock.inode}")
+                raise GaveUp(f"{self.server.place} is held by a process outside this unit ({who})")
         return bool(found) and all(sock.cgroup for sock in found)
 
     def _probe(self, key: str) -> bool:

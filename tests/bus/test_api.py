@@ -205,7 +205,7 @@ async def test_what_a_model_says_of_itself(client: Client, house: House) -> None
         "HealthReason": "", "HealthFailures": 0, "URL": "http://127.0.0.1:18011", "Warnings": [], "Secrets": [],
         "LoadState": "loaded", "ActiveState": "active", "SubState": "running", "Result": "success",
         "UnitFileState": "disabled", "FragmentPath": str(house.path()), "DropInPaths": [],
-        "InvocationID": house.unit().invocation_id, "MainPID": house.unit().main_pid, "NRestarts": 0,
+        "InvocationID": house.unit().invocation_id, "MainPID": house.unit().main_pid, "NRestarts": 0, "FailedRuns": 0,
         "ControlGroup": f"/fake/{unit}", "StatusText": "", "StateChangeTimestamp": house.unit().state_change,
         "UsualLoadUSec": round(house.manager.view("a").model.usual_load * 1e6),
         "MemoryCurrent": 5, "CPUUsageNSec": 6, "TasksCurrent": 7, "Limits": [],
@@ -313,6 +313,10 @@ async def test_busctl_and_gdbus_read_it(daemon: Daemon, house: House) -> None:
         (ROOT_PATH, MANAGER_INTERFACE, "Register", "sa{sv}a{sv}", ("b", {"prot": Variant("s", "1")}, {}), "InvalidConfig"),
         (ROOT_PATH, MANAGER_INTERFACE, "Register", "sa{sv}a{sv}", ("b", {"port": Variant("as", ["1"])}, {}), "InvalidConfig"),
         (ROOT_PATH, MANAGER_INTERFACE, "Register", "sa{sv}a{sv}", ("b", {}, {"PATH": Variant("s", "")}), "InvalidArgs"),
+        (ROOT_PATH, MANAGER_INTERFACE, "RegisterModels", "a(sa{sv})a{sv}", ([], {}), "InvalidConfig"),
+        (ROOT_PATH, MANAGER_INTERFACE, "RegisterModels", "a(sa{sv})a{sv}", ([("b", {}), ("b", {})], {}), "InvalidConfig"),
+        (ROOT_PATH, MANAGER_INTERFACE, "RegisterModels", "a(sa{sv})a{sv}", ([("a", {})], {}), "ModelExists"),
+        (ROOT_PATH, MANAGER_INTERFACE, "ListModels", "asa{sv}", ([], {"properties": Variant("as", ["Nme"])}), "InvalidConfig"),
         (ROOT_PATH, MANAGER_INTERFACE, "Unregister", "sa{sv}", ("a", {"force": Variant("s", "x")}), "InvalidArgs"),
         (model_path("a"), MODEL_INTERFACE, "Set", "a{sv}a{sv}", ({}, {}), "InvalidConfig"),
         (model_path("a"), MODEL_INTERFACE, "Kill", "sa{sv}", ("NONE", {}), "InvalidConfig"),
@@ -363,6 +367,18 @@ async def test_an_answer_that_does_not_fit_the_xml_is_an_internal_error(
 
 
 # -- Models come and go
+
+
+async def test_register_many(client: Client, house: House) -> None:
+    given = {
+        "backend": Variant("s", "llamacpp"), "path": Variant("s", str(house.gguf)), "exec": Variant("s", str(house.server)),
+        "port": Variant("s", "auto"), "gpus": Variant("s", "none"),
+    }  # fmt: skip
+    registered = await client.manager("RegisterModels", "a(sa{sv})a{sv}", [("a", given), ("b", given)], {})
+    assert [path for path, _ in registered] == [model_path("a"), model_path("b")]
+    assert [event.actor for event in await house.events("b")] == [event.actor for event in await house.events("a")]
+    shown = await client.manager("ListModels", "asa{sv}", [], {"properties": Variant("as", ["Name", "State"])})
+    assert shown == [{"Name": "a", "State": "stopped"}, {"Name": "b", "State": "stopped"}]
 
 
 async def test_register_and_unregister(client: Client, house: House) -> None:
@@ -461,6 +477,7 @@ async def test_every_state_is_told(client: Client, house: House) -> None:
     house.systemd.behave(unit, start="failed")
     await client.model("a", "Start", "a{sv}", {})
     await until(State.FAILED)
+    await aio_until(lambda: client.changes(path)[-1].get("FailedRuns") == 1, "the failed run to be counted")
     # Only what changed is told, never what is constant or changes all the time; and it adds up.
     kinds = CLASSES[MODEL_INTERFACE].interface.properties
     assert all(kinds[key].emits == "true" for change in client.changes(path) for key in change)
@@ -580,6 +597,7 @@ async def test_cancel(client: Client, house: House) -> None:
     await (await house.start()).wait()
     path = await client.manager("StopModel", "s", "a")
     assert (await client.refused(path, JOB_INTERFACE, "Cancel", "a{sv}", {}))[0] == "Busy"
+    await house.until(State.STOPPING)
     house.systemd.finish(unit)
 
 
@@ -660,7 +678,7 @@ async def test_a_probe_that_is_asked_for(client: Client, house: House) -> None:
     found = await client.model("a", "CheckHealth", "a{sv}", {})
     assert {k: v for k, v in found.items() if k != "LatencyUSec"} == {
         "Healthy": False, "Outcome": "not-running", "Reason": "it is stopped", "Endpoint": "http://127.0.0.1:18015/health", "Failures": 0,
-        "MaxFailures": 3, "Next": "nothing: the model is not running", "History": [], "Health": "unknown", "State": "stopped",
+        "MaxFailures": 3, "FailedRuns": 0, "MaxRestarts": 5, "Next": "nothing: the model is not running", "History": [], "Health": "unknown", "State": "stopped",
         "StateReason": "", "StateChangeTimestamp": 0, "UsualLoadUSec": 0,
     }  # fmt: skip
     await (await house.start()).wait()

@@ -21,6 +21,7 @@ SETTINGS: dict[str, tuple[str, Any]] = {
     "CPUWeight": ("t", 100),
     "IOWeight": ("t", 100),
     "TasksMax": ("t", 512),
+    "max_restarts": ("t", 5),
     "NoNewPrivileges": ("b", True),
     "health.interval_seconds": ("d", 30.0),
 }
@@ -54,6 +55,7 @@ def model(name: str, **changes: Any) -> dict[str, Any]:
         "ControlGroup": "",
         "StatusText": "",
         "NRestarts": 0,
+        "FailedRuns": 0,
         "UsualLoadUSec": 0,
         "StateChangeTimestamp": 0,
         "MemoryCurrent": MISSING,
@@ -80,10 +82,13 @@ def health(**changes: Any) -> dict[str, tuple[str, Any]]:
         "Endpoint": "http://127.0.0.1:8080/health",
         "Failures": 0,
         "MaxFailures": 3,
+        "FailedRuns": 0,
+        "MaxRestarts": 5,
         "Next": "after 3 failed probes in a row it is restarted",
         "History": [(1_700_000_000_000_000, "http", "ok", 3200, "ok")],
     }
     types = {"Healthy": "b", "LatencyUSec": "t", "Failures": "u", "MaxFailures": "u", "History": "a(tssts)"}
+    types |= {"FailedRuns": "u", "MaxRestarts": "u"}
     types |= {"StateChangeTimestamp": "t", "UsualLoadUSec": "t"}
     return {key: (types.get(key, "s"), value) for key, value in {**values, **changes}.items()}
 
@@ -128,3 +133,9 @@ def event(number: int, **changes: Any) -> dict[str, tuple[str, Any]]:
     }
     types = {"Id": "t", "Time": "t"}
     return {key: (types.get(key, "s"), value) for key, value in {**values, **changes}.items()}
+
+
+def drift(state: str = "current", found: str = "[Service]\n", kept: str = "") -> dict[str, Any]:
+    """What Repair found."""
+    values = {"State": state, "Path": "/u/cortex-a.service", "Found": found, "Wanted": "[Service]\n", "Kept": kept}
+    return {key: ("s", value) for key, value in values.items()}

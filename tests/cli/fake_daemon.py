@@ -17,7 +17,7 @@ from jeepney import DBusAddress, new_signal
 
 from cortexd.names import BUS_NAME, JOB_PREFIX, MANAGER_INTERFACE, MODEL_INTERFACE, ROOT_PATH, model_path
 from cortexd.version import VERSION
-from tests.cli.canned import SETTINGS, backend, cause, event, health, model
+from tests.cli.canned import SETTINGS, backend, cause, drift, event, health, model
 from tests.cli.service import Asked, Refusal, Service
 
 XML = Path(__file__).parents[2] / "dbus"
@@ -106,6 +106,10 @@ class FakeDaemon(Service):
             wanted -= {"MemoryCurrent", "CPUUsageNSec", "TasksCurrent"}
         if "limits" not in options:
             wanted -= {"Limits"}
+        if "properties" in options:
+            wanted &= (
+                {*options["properties"][1]} if isinstance(options["properties"], tuple) else {*options["properties"]}
+            )
         for pattern in patterns:
             if not set(pattern) & set("*?[") and pattern not in self.models:
                 raise Refusal(
@@ -162,6 +166,9 @@ class FakeDaemon(Service):
     def _do_GetUnitFiles(self, asked: Asked) -> tuple[Any, ...]:
         name = next(name for name in self.models if model_path(name) == asked.path)
         return ([(self.models[name]["FragmentPath"], "[Service]\nExecStart=/bin/true\n")],)
+
+    def _do_Repair(self, asked: Asked) -> tuple[Any, ...]:
+        return (drift(),)
 
     def _do_Check(self, asked: Asked) -> tuple[Any, ...]:
         return ([],)

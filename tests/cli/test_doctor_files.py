@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cortexctl.errors import CtlError
 from cortexd.diagnosis.machine import Folder
 from cortexd.scope import user_scope
 from cortexd.units.files import with_marker
+from tests.hostile.faults import FAULTS, lay
 
 FILES = Files(present=True)
 
@@ -111,6 +113,29 @@ def test_links_and_the_like_are_named_and_never_followed(where: Places, tmp_path
     with pytest.raises(CtlError, match=r"models\.db"):
         fixes.apply(Fix(Cure.CLOSE, "?", (str(where.data / "models.db"),)), interactive=False)
     assert target.stat().st_mode & 0o777 == 0o644
+
+
+UNIT = ".config/systemd/user/cortex-a.service"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", [".cortex", ".cortex/models.db", ".cortex/sandbox.json", ".cortex/logs", UNIT])
+def test_whatever_lies_there_is_named_and_nothing_hangs(where: Places, tmp_path: Path, name: str, fault: str) -> None:
+    if fault == "another's":
+        return  # has to be laid in a process of its own (tests/hostile)
+    path = tmp_path / name
+    (tmp_path / "elsewhere").write_text("")
+    folder = name in (".cortex", ".cortex/logs")
+    lay(path, fault, b"", tmp_path / "elsewhere")
+    right = ("folder",) if folder else ("truncated", "garbage", "read-only", "closed")
+    # A unit that is no file of ours is the user's affair, as long as systemd can be asked to read it.
+    right += () if name != UNIT else ("link", "dangling link")
+    right += ("huge",) if name.startswith(".cortex/") and not folder else ()
+    seen = look_files.files(where)
+    assert seen.odd == (() if fault in right else (path,)) and seen.open == ()
+    began = time.monotonic()
+    look_files.verified(where)
+    assert time.monotonic() - began < look_files._VERIFY_SECONDS
 
 
 def test_a_data_folder_elsewhere_is_nothing_wrong(where: Places, tmp_path: Path) -> None:

@@ -193,8 +193,9 @@ def test_an_error_that_nobody_foresaw(cli: Cli, fake: FakeDaemon) -> None:
     ("given", "reason"),
     [
         ("unix:path=/nonexistent/bus", "No such file or directory"),
-        ("tcp:host=localhost", "not supported"),
-        ("nonsense", "not enough values to unpack"),
+        ("tcp:host=localhost", "it is no address of a Unix socket"),
+        ("nonsense", "it is no address of a Unix socket"),
+        ("unix:path=/bus%zz", "non-hexadecimal number"),
     ],
 )
 def test_no_bus(cli: Cli, given: str, reason: str) -> None:

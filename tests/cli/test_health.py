@@ -41,7 +41,7 @@ def test_failing(cli: Cli, fake: FakeDaemon) -> None:
     )  # fmt: skip
     assert (code, lines[0]) == (
         1,
-        f"a is failing: time-out in 10.0s {AT}; no answer within 10 s; 2 of 3 failures in a row; "
+        f"a is failing: time-out in 10.0s {AT}; no answer within 10 s; 2 of 3 failed probes in a row; "
         "after one more failed probe it is restarted",
     )
     assert [line.split(maxsplit=4) for line in lines[1:]] == [

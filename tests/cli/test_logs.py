@@ -14,7 +14,9 @@ from tests.cli.fake_daemon import FakeDaemon
 
 RUNS = ["1" * 32, "2" * 32, "3" * 32]
 
+DROPPED = ["+", *journal.dropped_match()]
 A = journal.unit_match("cortex-a.service")
+ME = f"_UID={os.getuid()}"
 
 
 @pytest.fixture
@@ -39,8 +41,8 @@ def asked(cli: Cli, *words: str) -> list[str]:
 
 def test_the_unit_is_filled_in(cli: Cli, fake: FakeDaemon, journalctl: Path) -> None:
     fake.add(model("a"), model("ab"), model("c"))
-    assert asked(cli, "a") == A
-    assert asked(cli, "a*") == [*A, "+", *journal.unit_match("cortex-ab.service")]
+    assert asked(cli, "a") == [*A, *DROPPED]
+    assert asked(cli, "a*") == [*A, "+", *journal.unit_match("cortex-ab.service"), *DROPPED]
 
 
 @pytest.mark.parametrize(
@@ -60,16 +62,25 @@ def test_the_unit_is_filled_in(cli: Cli, fake: FakeDaemon, journalctl: Path) -> 
 )
 def test_options_are_passed_on(cli: Cli, fake: FakeDaemon, journalctl: Path, words: str, arguments: list[str]) -> None:
     fake.add(model("a"))
-    assert asked(cli, "a", *words.split()) == [*arguments, *A]
+    assert asked(cli, "a", *words.split()) == [*arguments, *A, *DROPPED]
 
 
 def test_without_the_daemon(cli: Cli, journalctl: Path) -> None:
     """The journal is there all the same."""
-    assert asked(cli, "a", "b") == [*A, "+", *journal.unit_match("cortex-b.service")]
+    assert asked(cli, "a", "b") == [*A, "+", *journal.unit_match("cortex-b.service"), *DROPPED]
 
 
-def run_match(run: str) -> list[str]:
-    return [f"_SYSTEMD_INVOCATION_ID={run}", "+", f"USER_INVOCATION_ID={run}"]
+def test_what_only_its_sender_says_makes_no_line_the_models(cli: Cli) -> None:
+    """A server can send any field but those that begin with "_": each part of the match has one that tells whose it is."""
+    for match in (A, journal.run_match(RUNS[0])):
+        parts = " ".join(match).split(" + ")
+        assert all(ME in part for part in parts)
+        assert all(
+            "_SYSTEMD_USER_UNIT=" in part or "_SYSTEMD_INVOCATION_ID=" in part or "=stdout" in part for part in parts
+        )
+
+
+run_match = journal.run_match
 
 
 @pytest.mark.parametrize(
@@ -133,9 +144,29 @@ def denied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_journal_of_ones_own(tmp_path: Path) -> None:
     own = f"user-{os.getuid()}.journal"
-    folders = (machine(tmp_path / "log", "system.journal", own), tmp_path / "run")
+    folders = (machine(tmp_path / "log", own), tmp_path / "run")
     assert journal.unreadable(folders) is None
     assert journal.reading(folders) == "--user"
+
+
+def test_the_systems_journal_beside_ones_own_is_read_too(tmp_path: Path) -> None:
+    """There journald says what it has dropped."""
+    own = f"user-{os.getuid()}.journal"
+    folders = (machine(tmp_path / "log", "system.journal", own), tmp_path / "run")
+    assert journal.reading(folders) == "--quiet"
+    assert journal.flood(folders) == ""
+
+
+@pytest.mark.parametrize(("lines", "dropping"), [(9_000, False), (10_000, True)])
+def test_a_flood_is_told_by_what_the_journal_took(
+    cli: Cli, journalctl: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lines: int, dropping: bool
+) -> None:
+    text = "cortex-loud.service\n" * (lines - 10) + "cortex-quiet.service\n" * 10
+    (journalctl / "taken").write_text(text)
+    (journalctl / "journalctl").write_text(f"#!/bin/sh\ncat {journalctl}/taken\n")
+    monkeypatch.setenv("PATH", cli.environment["PATH"])
+    note = journal.flood((tmp_path / "log", tmp_path / "run"))
+    assert (f"cortex-loud wrote {lines - 10} of the last {lines}" in note) == bool(note) == dropping
 
 
 def test_the_system_journal_when_it_may_be_read(tmp_path: Path) -> None:
@@ -175,5 +206,5 @@ def test_the_last_lines_are_harmless_and_bounded(cli: Cli, journalctl: Path, mon
 
 def test_the_last_lines_are_those_of_the_run(cli: Cli, journalctl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", cli.environment["PATH"])
-    assert journal.tail("u", RUNS[0], 7)[-5:] == ["-n", "7", *run_match(RUNS[0])]
-    assert journal.tail("u", "", 7)[-1] == f"_UID={os.getuid()}"
+    assert journal.tail("u", RUNS[0], 7)[-9:] == ["-n", "7", *run_match(RUNS[0])]
+    assert journal.tail("u", "", 7)[-1] == "_TRANSPORT=stdout"

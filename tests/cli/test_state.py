@@ -100,7 +100,7 @@ def test_status_of_a_model(cli: Cli, fake: FakeDaemon) -> None:
     fake.add(
         model(
             "a", State="unhealthy", StateReason="three probes failed", Health="failing", HealthFailures=3,
-            HealthReason="503", MemoryCurrent=3 * 1024**3, CPUUsageNSec=83 * 10**9, TasksCurrent=75, NRestarts=2,
+            HealthReason="503", MemoryCurrent=3 * 1024**3, CPUUsageNSec=83 * 10**9, TasksCurrent=75, NRestarts=2, FailedRuns=4,
             StateChangeTimestamp=1_795_439_719_732_247, DropInPaths=["/u/a.service.d/x.conf"], ControlGroup="/c/a",
             Limits=[
                 ("memory", "32G", "20G", "/u/a.service.d/x.conf says otherwise", "delete that line"),
@@ -120,13 +120,13 @@ def test_status_of_a_model(cli: Cli, fake: FakeDaemon) -> None:
         "● a - llamacpp: /models/tiny.gguf",
         "     State: unhealthy",
         "    Reason: three probes failed",
-        "    Health: failing (3 in a row): 503",
+        "    Health: failing (3 failed probes in a row): 503",
         "       URL: http://127.0.0.1:8080",
         "    Loaded: loaded (/home/u/.config/systemd/user/cortex-a.service; enabled)",
         "   Drop-In: /u/a.service.d/x.conf",
         active,
         '    Status: "Serving"',
-        "  Restarts: 2",
+        "  Restarts: 2 by systemd; 4 of 5 failed runs in a row",
         f"  Main PID: {os.getpid()} ({command})",
         "    Memory: 3.0G (high: 28G, limit: 20G)",
         "       CPU: 1min 23s (limit: 2 cores, weight: 100)",

@@ -1,15 +1,20 @@
-"""The decoder against jeepney's encoder."""
+"""Our encoder and decoder against jeepney's."""
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jeepney import DBusAddress, new_signal
-from jeepney.low_level import Endianness, Header
+from jeepney.low_level import Endianness, Header, Message
 
-from cortexctl.wire import decode, split
+from cortexctl import wire
+from cortexctl.wire import decode
+from cortexd import encoding
+from cortexd.encoding import split
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 BASIC = {
@@ -64,3 +69,53 @@ def test_decode_inverts_encoding(pairs: list[Pair], order: Endianness) -> None:
 def test_split_takes_one_complete_type() -> None:
     assert split("aa{sv}(a(ss)i)u") == ("aa{sv}", "(a(ss)i)u")
     assert split("(a(ss)i)u") == ("(a(ss)i)", "u")
+
+
+@settings(deadline=None, database=None)
+@given(st.lists(st.recursive(_basic(), _larger, max_leaves=12), max_size=5), st.booleans())
+def test_encode_is_what_jeepney_reads(pairs: list[Pair], autostart: bool) -> None:
+    signature = "".join(pair[0] for pair in pairs)
+    fields = {encoding.PATH: "/a/b", encoding.DESTINATION: "a.b", encoding.INTERFACE: "a.b", encoding.MEMBER: "C"}
+    body = tuple(pair[1] for pair in pairs)
+    data = wire.method_call(7, fields, signature, body, autostart=autostart)
+    assert wire.size(bytearray(data[:16])) == len(data)
+    message = Message.from_buffer(data)
+    assert message.body == body and message.header.serial == 7
+    assert {
+        int(field): value for field, value in message.header.fields.items() if field != encoding.SIGNATURE
+    } == fields
+    assert bool(message.header.flags & wire.NO_AUTO_START) is not autostart
+
+
+@settings(deadline=None, database=None)
+@given(st.lists(_basic(), max_size=3), st.sampled_from(Endianness))
+def test_message_is_what_jeepney_wrote(pairs: list[Pair], order: Endianness) -> None:
+    signature = "".join(pair[0] for pair in pairs) or None
+    sent = new_signal(DBusAddress("/a", interface="a.b"), "C", signature, tuple(pair[1] for pair in pairs))
+    sent.header.endianness = order
+    data = sent.serialise(serial=1)
+    assert wire.size(bytearray(data[:16])) == len(data)
+    kind, fields, values = wire.received(data)
+    assert (kind, fields[encoding.MEMBER], values) == (wire.SIGNAL, "C", tuple(pair[2] for pair in pairs))
+
+
+def test_bytes() -> None:
+    assert encoding.encode("ay", [b"ab"]) == b"\x02\0\0\0ab"
+
+
+@pytest.mark.parametrize(
+    ("signature", "value"),
+    [
+        ("s", "\udcff"), ("s", "a\0b"), ("s", 1), ("u", -1), ("y", 256), ("t", 2**64), ("o", "no/path"), ("o", "/a/"),
+        ("o", "/a//b"), ("(ss)", ("one",)), ("as", 5), ("a{sv}", {"key": "no variant"}), ("b", 2),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_sent_is_refused(signature: str, value: Any) -> None:
+    """The bus would cut the connection of whoever sends it."""
+    with pytest.raises((ValueError, TypeError, AttributeError, struct.error)):
+        encoding.encode(signature, [value])
+
+
+def test_a_body_is_all_of_its_signature() -> None:
+    with pytest.raises(ValueError, match="are not 'ss'"):
+        encoding.encode("ss", ["one"])

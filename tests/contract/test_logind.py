@@ -8,47 +8,17 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cortexd.bus import Bus, Call, Variant
+from cortexd.bus import Bus
 from cortexd.errors import UnitFailed
 from cortexd.systemd.logind import LogindClient
+from tests.support.logind import FakeLogind
 from tests.support.wait import aio_until
-
-
-class FakeLogind:
-    """The two objects that are asked for."""
-
-    def __init__(self) -> None:
-        self.lingers = False
-        self.tracked = True
-        self.refusal = ""
-        self.asked: list[object] = []
-
-    def answer(self, call: Call) -> bool:
-        uid = os.getuid()
-        if call.member == "GetUser" and not self.tracked:
-            call.error("org.freedesktop.login1.NoSuchUser", f"User ID {uid} is not logged in or lingering")
-        elif call.member == "GetUser" and call.body == [uid]:
-            call.reply("o", [f"/org/freedesktop/login1/user/_{uid}"])
-        elif call.member == "Get" and call.path.endswith(f"/_{uid}"):
-            assert call.body == ["org.freedesktop.login1.User", "Linger"]
-            call.reply("v", [Variant("b", self.lingers)])
-        elif call.member == "SetUserLinger" and self.refusal:
-            call.error("org.freedesktop.DBus.Error.InteractiveAuthorizationRequired", self.refusal)
-        elif call.member == "SetUserLinger":
-            self.asked.append(call.body)
-            self.lingers = call.body[1]
-            call.reply()
-        else:
-            return False
-        return True
 
 
 @pytest.fixture
 async def logind(private_bus: str) -> AsyncIterator[FakeLogind]:
-    bus = await Bus.connect(private_bus)
     logind = FakeLogind()
-    bus.serve(logind.answer)
-    assert await bus.request_name("org.freedesktop.login1")
+    bus = await logind.serve(private_bus)
     yield logind
     bus.close()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,12 @@ class TestUnits:
         assert world.systemd.cached(unit) == UnitState(unit=unit)
         assert await world.systemd.refresh(unit) == UnitState(unit=unit)
         assert unit not in world.systemd.known_units()
+
+    async def test_file_is_listed_before_a_reload(self, world: World) -> None:
+        unit = f"cortex-listed{os.getpid()}.service"
+        assert unit not in await world.systemd.list_units()
+        world.write(unit)
+        assert unit in await world.systemd.list_units()
 
     async def test_file_is_known_after_a_reload(self, world: World) -> None:
         told: list[UnitState] = []
@@ -144,6 +152,7 @@ class TestStart:
         assert len(state.invocation_id) == 32
         assert state.control_group.endswith(unit)
         assert state.state_change > 0
+        assert 0 < state.active_enter <= time.monotonic_ns() // 1000
         assert state.exec_main_start > 0
         assert await world.systemd.refresh(unit) == world.systemd.cached(unit)
 
@@ -293,6 +302,7 @@ class TestFailure:
         assert (state.active_state, state.result) == ("failed", "signal")
         assert (state.exec_main_code, state.exec_main_status) == (2, signal.SIGKILL)
         assert (state.main_pid, state.control_group, state.invocation_id) == (0, "", run)
+        assert state.active_enter <= state.active_exit <= time.monotonic_ns() // 1000
 
     async def test_reset_failed(self, world: World) -> None:
         unit = await world.started()
@@ -318,6 +328,10 @@ class TestFailure:
         assert again.n_restarts == before.n_restarts + 1
         assert again.invocation_id != before.invocation_id
         assert (again.result, again.exec_main_code) == ("success", 0)
+        await world.systemd.reset_failed(unit)
+        state = await world.systemd.refresh(unit)
+        assert (state.n_restarts, state.active_state, state.main_pid) == (0, "active", again.main_pid)
+        assert (state.invocation_id, state.active_enter) == (again.invocation_id, again.active_enter)
 
     async def test_crash_of_a_loading_unit_fails_its_start(self, world: World) -> None:
         unit = await world.add("loading")

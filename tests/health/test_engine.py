@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
 
 from cortexd.backends.base import Activity, EngineProbe
 from cortexd.health.activity import Watch, total
 from cortexd.health.engine import check_engine
-from cortexd.health.policy import EngineCheck, Outcome
+from cortexd.health.policy import EngineCheck, HealthState, Outcome, Round, after_round
 from cortexd.health.probe import Prober, Questions
+from cortexd.model import HealthPolicy
 from tests.health.servers import Talk, server
 
 METRICS = b"""# HELP a:tokens_total Tokens.
@@ -38,10 +39,8 @@ def test_the_sum_of_counters(names: tuple[str, ...], sum_of_them: float | None) 
 
 
 @pytest.fixture
-async def prober() -> AsyncIterator[Prober]:
-    prober = Prober()
-    yield prober
-    await prober.close()
+def prober() -> Prober:
+    return Prober()
 
 
 def routes(asked: list[str], **answers: bytes | Callable[[], bytes] | None) -> Talk:
@@ -136,14 +135,47 @@ async def test_samples_are_taken_of_what_is_overdue(prober: Prober) -> None:
     assert watch.samples[0].cpu == 0 and watch.samples[-1].cpu == 10
 
 
+class Gpu:
+    """Works, or stands still, from look to look; the first one takes a while, as a program to run does."""
+
+    def __init__(self, step: int) -> None:
+        self.total, self.step, self.looks = 0, step, 0
+
+    async def look(self) -> None:
+        await asyncio.sleep(0.05)
+        self.looks += 1
+        self.total += self.step if self.looks > 1 else 0
+
+
+@pytest.mark.parametrize("step", [0, 10**9])
+async def test_gpu_time_is_no_less_an_excuse_than_cpu_time(prober: Prober, step: int) -> None:
+    """A server that waits for its GPU asleep: its control group has used no CPU time."""
+
+    async def cpu() -> int | None:
+        return 7
+
+    gpu = Gpu(step)
+    async with (
+        server(routes([], health=None)) as found,
+        Watch(prober, found, cpu, 1, gpu) as watch,
+    ):
+        probe = await prober.probe(found, 1)
+    assert gpu.looks >= 2
+    state = after_round(
+        HealthState(run="r"), HealthPolicy(), Round(at=1, run="r", probe=probe, samples=watch.samples)
+    ).state
+    assert (state.busy, state.failures) == ((True, 0) if step else (False, 1))
+
+
 async def test_nothing_more_is_asked_of_what_answers(prober: Prober) -> None:
     async def cpu() -> int | None:
         raise AssertionError("is read")
 
     asked: list[str] = []
-    async with server(routes(asked, health=b""), QUESTIONS) as found, Watch(prober, found, cpu, 10) as watch:
+    gpu = Gpu(1)
+    async with server(routes(asked, health=b""), QUESTIONS) as found, Watch(prober, found, cpu, 10, gpu) as watch:
         assert (await prober.probe(found, 10)).ok
-    assert (asked, watch.samples) == (["health"], ())
+    assert (asked, watch.samples, gpu.looks) == (["health"], (), 0)
 
 
 async def test_metrics_and_a_clock_that_never_answer_do_not_hold_the_round(prober: Prober) -> None:

@@ -9,6 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from cortexd.budget import Budget
+from cortexd.events import Event, Priority
 from cortexd.health.policy import (
     ENGINE_EVERY,
     Decision,
@@ -55,8 +57,9 @@ class Simulation(RuleBasedStateMachine):
         limit=st.integers(1, 5),
         excuse=st.integers(1, 900),
         probe=st.sampled_from(["http", "engine"]),
+        most=st.integers(1, 4),
     )
-    def begin(self, interval: int, part: float, limit: int, excuse: int, probe: str) -> None:
+    def begin(self, interval: int, part: float, limit: int, excuse: int, probe: str, most: int) -> None:
         self.policy = HealthPolicy(
             endpoint="/", interval=interval, timeout=interval * part, max_failures=limit, busy_timeout=excuse, probe=probe
         )  # fmt: skip
@@ -68,6 +71,9 @@ class Simulation(RuleBasedStateMachine):
         self.slept = 50.0
         self.late = 0.0
         self.state = HealthState(run="run 1", suspended=self.slept)
+        self.budget, self.most = Budget(), most
+        self.in_a_row = 0
+        """Runs that failed since a person started it or one was stable."""
         self.excused = 1000.0
         """When the last round began that was well, busy or void; or the server died, if that was later."""
 
@@ -97,26 +103,61 @@ class Simulation(RuleBasedStateMachine):
 
     @rule()
     def person_restarts(self) -> None:
-        """And we have not noticed yet, or it is not ready yet."""
+        """And we have not noticed yet, or it is not ready yet. It may have been given up before."""
+        self.tell("start")
+        self.in_a_row = 0
         self.runs += 1
         self.mode, self.since = Mode.WELL, self.now
+
+    def tell(self, kind: str, priority: Priority = Priority.INFO, **details: bool) -> None:
+        run = f"run {self.runs}"
+        self.budget.add(
+            Event(model="m", kind=kind, message=kind, priority=priority, invocation_id=run, details=details)
+        )
+
+    @precondition(lambda self: not self.budget.gave_up)
+    @rule()
+    def crash(self) -> None:
+        self.run_fails()
+
+    @precondition(lambda self: not self.budget.gave_up and self.ready)
+    @rule()
+    def stay_ready_for_long(self) -> None:
+        self.tell("stable")
+        self.in_a_row = 0
+
+    def run_fails(self) -> None:
+        """It ended badly, or was killed: systemd starts the next one, unless the budget is spent, however it ended."""
+        self.in_a_row += 1
+        self.tell("ended", Priority.WARNING)
+        assert self.budget.failed == self.in_a_row <= self.most
+        if self.budget.spent(self.most):
+            self.tell("gave-up", Priority.ERROR)
+            self.ready = False
+            return
+        self.runs += 1
+        self.mode, self.since = Mode.WELL, self.now
+        self.tell("run", restart=True)
 
     @rule()
     def leave_ready(self) -> None:
         """It starts again, or stops."""
         self.ready = False
 
-    @rule(times=st.integers(1, 60), noticed=st.integers(0, 9))
-    def rounds(self, times: int, noticed: int) -> None:
-        if noticed and not self.ready:
+    @rule(times=st.integers(1, 60), noticed=st.integers(0, 9), killed=st.booleans())
+    def rounds(self, times: int, noticed: int, killed: bool) -> None:
+        """`killed`: systemd does as it is asked when a run is found dead; else the next round asks again."""
+        if noticed and not self.ready and not self.budget.gave_up:
             self.ready, self.excused = True, self.now
         if noticed and self.state.run != f"run {self.runs}":
             self.state = HealthState(run=f"run {self.runs}", suspended=self.slept)
             self.excused = self.now
         for _ in range(times):
-            self.one_round()
+            if self.one_round() is Decision.RESTART and killed:
+                assert not self.budget.gave_up and self.state.run == f"run {self.runs}", "that run, and no other"
+                self.run_fails()
 
-    def one_round(self) -> None:
+    def one_round(self) -> Decision:
         policy, began = self.policy, max(self.now, self.due)
         self.pass_time(began)
         outcome, generates, _, _ = self.mode.value
@@ -150,7 +191,7 @@ class Simulation(RuleBasedStateMachine):
             # A run that is gone, or is not ready: nothing is known, done or told.
             assert verdict.decision is Decision.NOTHING and verdict.state == before and not verdict.changes
             self.excused = self.now
-            return
+            return Decision.NOTHING
         gap = self.slept - (before.suspended or 0.0) > 1 or late > 2 * policy.interval
         if self.mode.alive or gap:
             assert verdict.decision is Decision.NOTHING, self.mode
@@ -163,6 +204,7 @@ class Simulation(RuleBasedStateMachine):
         if verdict.decision is Decision.NOTHING and self.is_caught():
             patience = policy.max_failures * policy.interval + policy.timeout
             assert self.now - self.excused <= patience + 1e-6, (self.mode, self.now, self.excused)
+        return verdict.decision
 
     def is_caught(self) -> bool:
         """Whether something is wrong that these settings are to find."""

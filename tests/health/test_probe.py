@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
-from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,10 +19,8 @@ from tests.support.wait import aio_until
 
 
 @pytest.fixture
-async def prober() -> AsyncIterator[Prober]:
-    prober = Prober()
-    yield prober
-    await prober.close()
+def prober() -> Prober:
+    return Prober()
 
 
 @pytest.mark.parametrize(
@@ -41,12 +39,12 @@ async def prober() -> AsyncIterator[Prober]:
         (b"HTTP/1.1 404 Not Found\r\n\r\n", Outcome.HTTP_ERROR, "the endpoint answers 404"),
         (b"HTTP/1.1 302 Found\r\nLocation: /ok\r\n\r\n", Outcome.REDIRECT, "the endpoint answers 302"),
         (b"HTTP/1.1 307 T\r\nLocation: http://example.org/\r\n\r\n", Outcome.REDIRECT, "the endpoint answers 307"),
-        (b"", Outcome.BROKEN, "the answer is broken: ServerDisconnectedError"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", Outcome.BROKEN, "the answer is broken: "),
-        (b"\0\xff\r\n\r\n" * 10, Outcome.BROKEN, "the answer is broken: "),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nok", Outcome.BROKEN, "the answer is broken: "),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nok", Outcome.BROKEN, "the answer is broken: "),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", Outcome.BROKEN, "the answer is broken: "),
+        (b"", Outcome.BROKEN, "the answer ends too early"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", Outcome.BROKEN, "the answer is no HTTP"),
+        (b"\0\xff\r\n\r\n" * 10, Outcome.BROKEN, "the answer "),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nok", Outcome.BROKEN, "the answer "),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nok", Outcome.BROKEN, "the answer "),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", Outcome.BROKEN, "the answer "),
         (
             b"HTTP/1.1 200 OK\r\nA: " + b"x" * 100_000 + b"\r\n\r\n",
             Outcome.TOO_LONG,
@@ -199,6 +197,42 @@ async def test_the_key_is_sent_and_never_shown(prober: Prober) -> None:
         assert (await prober.probe(secret, 10)).ok and (await prober.probe(found, 10)).ok
     assert [b"\r\nAuthorization: Bearer s3cret\r\n" in request for request in asked] == [True, False]
     assert "s3cret" not in repr(secret)
+
+
+async def test_a_unix_socket(prober: Prober, tmp_path: Path) -> None:
+    """Whatever is at its path: a server, nobody, a file, one that is too busy to accept."""
+    path, asked = tmp_path / "a.sock", list[bytes]()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    there = Server(f"unix:{path}", "/health", token="s3cret")
+    probe = await prober.probe(there, 10)
+    assert (probe.outcome, probe.reason) == (Outcome.REFUSED, "no connection: No such file or directory")
+    async with await asyncio.start_unix_server(talk, path):
+        assert (await prober.probe(there, 10)).ok
+    assert asked[0].startswith(b"GET /health HTTP/1.1\r\nHost: localhost\r\n") and b"Bearer s3cret\r\n" in asked[0]
+    probe = await prober.probe(there, 10)  # what it left
+    assert (probe.outcome, probe.reason) == (Outcome.REFUSED, "no connection: Connection refused")
+    path.unlink()
+    path.write_text("a file")
+    assert (await prober.probe(there, 10)).outcome is Outcome.REFUSED
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as first:
+        full.bind(str(path))
+        full.listen(0)
+        first.connect(str(path))
+        late = asyncio.create_task(prober.probe(there, 10))
+        probe = await prober.probe(there, 0.2)
+        assert (probe.outcome, probe.reason, probe.timed_out) == (Outcome.TIMEOUT, "no answer within 0.2 s", True)
+        full.accept()[0].close()
+        accepted = await asyncio.to_thread(lambda: full.accept()[0])  # it tries again
+        accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        assert (await late).ok
+        accepted.close()
 
 
 async def test_a_stranger_is_asked_nothing(prober: Prober) -> None:

@@ -17,6 +17,7 @@ from cortexd.health.policy import Decision, EngineCheck, HealthState, Outcome, P
 from cortexd.health.probe import Prober, Server
 from cortexd.kinds import looks_secret
 from cortexd.model import HealthPolicy
+from tests.health.servers import says, server
 
 
 @pytest.fixture
@@ -37,7 +38,6 @@ async def test_without_descriptors_of_our_own_nobody_is_asked(limits: tuple[int,
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        await prober.close()
     assert (probe.outcome, probe.reason) == (Outcome.UNASKED, "cortexd could not ask: Too many open files")
 
 
@@ -65,6 +65,16 @@ def test_we_take_the_descriptors_that_we_may_have(limits: tuple[int, int]) -> No
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, limits[1]), limits[1]))
     raise_descriptors()
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (limits[1], limits[1])
+
+
+async def test_a_body_in_crumbs_does_not_keep_us_busy() -> None:
+    """As many bytes as metrics may have, each in a chunk of its own."""
+    head, body = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * (4 << 20)
+    async with server(says(head + body)) as found:
+        began = time.process_time()
+        answer = await Prober().ask(found, "/metrics", 60, max_body=4 << 20)
+        assert time.process_time() - began < 1  # all of it would take several
+    assert answer.fault is not None and answer.fault.outcome is Outcome.TOO_LONG
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -56,6 +56,8 @@ def value(dice: random.Random, kind: str) -> Any:
         return [dice.choice(TEXTS) for _ in range(dice.randrange(4))]
     if kind == "ay":
         return bytes(dice.randrange(256) for _ in range(dice.randrange(20)))
+    if kind == "a(sa{sv})":
+        return [(value(dice, "s"), value(dice, "a{sv}")) for _ in range(dice.randrange(4))]
     if kind == "a{sv}":
         keys = [
             "force",
@@ -85,7 +87,7 @@ def split(signature: str) -> list[str]:
     """The types of these methods' arguments."""
     found, rest = [], signature
     while rest:
-        kind = next(kind for kind in ("a{sv}", "as", "ay", rest[0]) if rest.startswith(kind))
+        kind = next(kind for kind in ("a(sa{sv})", "a{sv}", "as", "ay", rest[0]) if rest.startswith(kind))
         found.append(kind)
         rest = rest[len(kind) :]
     return found
@@ -182,6 +184,7 @@ async def test_a_flood_from_fifty_and_one_who_is_served(target: Daemon) -> None:
     for bus in (*buses, other):
         bus.close()
     assert outcome.total() == CALLS and set(outcome) <= {"ok", "org.freedesktop.DBus.Error.LimitsExceeded"}, outcome
+    assert outcome["ok"] > CALLS / 2, outcome
     assert slowest < 5, f"another client waited {slowest:.1f} s"
     await aio_until(lambda: state(target)["fds"] <= calm["fds"], "its descriptors as before")
     after = state(target)

@@ -21,6 +21,8 @@ from tests.support.fixtures import Daemon
 from tests.support.units import free_port, make_program
 
 SECRET = "the-other-models-secret"
+ABSTRACT = "@/tmp/dbus-of-an-old-session"
+"""Where dbus-launch and the like have their bus, and X servers a socket, too: a name that is in no folder."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def attempts(victim: int, port: int, daemon: int) -> dict[str, list[str]]:
         "port of another": ["reach", str(port)],
         "kill another": ["signal", str(victim)],
         "kill the daemon": ["signal", str(daemon)],
+        "bus by the daemon's root": ["connect", f"/proc/{daemon}/root{runtime}/bus"],
+        "bus by an abstract name": ["connect", ABSTRACT],
     }
 
 
@@ -105,17 +109,23 @@ def found(shared_daemon: Daemon) -> Found:
     cortex.run("start", "victim")
     victim = int(cortex.properties("victim")["MainPID"])
     assert shared_daemon.process is not None
+    bus = subprocess.Popen(["dbus-daemon", "--session", "--nofork", f"--address=unix:abstract={ABSTRACT[1:]}", "--print-address"],
+                           stdout=subprocess.PIPE)  # fmt: skip
+    assert bus.stdout is not None and bus.stdout.readline()  # it listens now
     wanted = attempts(victim, port, shared_daemon.process.pid)
     for file in ("inside", "outside"):
         (out / f"{file}.json").write_text(json.dumps(wanted))
     subprocess.run([program, "--attempts", str(out / "outside.json")], check=True, timeout=60)
     register("intruder", free_port(), f"--extra-args=--attempts {out}/inside.json", "--set", f"ReadWritePaths={out}")
     cortex.run("start", "intruder")
+    bus.kill()
+    bus.communicate()
     return Found(json.loads((out / "inside.out").read_text()), json.loads((out / "outside.out").read_text()))
 
 
 def test_the_bus_and_the_manager_are_out_of_reach(found: Found) -> None:
-    assert found.open("bus", "private", "bus by environment", "start a unit", "the daemon") == set()
+    names = ("bus", "private", "bus by environment", "bus by the daemon's root", "start a unit", "the daemon")
+    assert found.open(*names) == set()
     assert found.open("runtime folder", "write the runtime folder") == set()
 
 
@@ -140,5 +150,8 @@ def test_the_daemons_process_is_out_of_reach(found: Found) -> None:
 
 def test_what_stays_open_is_what_the_documentation_says(found: Found) -> None:
     """docs/security.md, "What stays open". One of these closed would be good news, and a line less there."""
-    names = ("home", "command line", "how many files it has open", "port of another", "kill another", "kill the daemon")
+    names = (
+        "home", "command line", "how many files it has open", "port of another", "kill another", "kill the daemon",
+        "bus by an abstract name",
+    )  # fmt: skip
     assert found.open(*names) == set(names)

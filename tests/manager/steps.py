@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,15 @@ from cortexd.units.render import FOLDER_TEMPLATE
 from tests.support.house import House
 
 JOURNALCTL = """#!/bin/sh
-case "$*" in *UNIT_RESULT*) echo failed;; *) echo "last words of $*";; esac
+case "$*" in *output=json*) echo '{"__REALTIME_TIMESTAMP":"1","_SYSTEMD_USER_UNIT":"x","MESSAGE":"last words of '"$*"'"}';; esac
 """
+
+
+def journal_of(*lines: dict[str, str]) -> str:
+    """A journalctl that finds these lines, whatever it is asked for; the last is the newest."""
+    first = {"_SYSTEMD_USER_UNIT": "cortex-a.service", "SYSLOG_IDENTIFIER": "cortex-a", "_PID": "9"}
+    told = [json.dumps({"__REALTIME_TIMESTAMP": str(n), **first, **line}) for n, line in enumerate(lines)]
+    return "\n".join(["#!/bin/sh", "case \"$*\" in *output=json*) cat <<'END'", *told[::-1], "END", ";;", "esac", ""])
 
 
 def fail(error: Exception) -> Callable[..., Any]:

@@ -67,9 +67,9 @@ async def test_a_run_that_is_over_is_not_killed(house: House) -> None:
     await (await house.restart()).wait()
     run = house.unit().invocation_id
     verdict = Verdict(condemned, Decision.RESTART, (Change.CONDEMNED,))
-    await house.manager._observer._on_probe("a", HealthState(run=condemned.run), verdict)
+    await house.manager._observer.liveness.judged("a", HealthState(run=condemned.run), verdict)
     assert house.asked("Kill") == []
-    await house.manager._observer._condemn(model, condemned)
+    await house.manager._observer.liveness.condemn(model, condemned)
     assert house.asked("Kill") == [("Kill", condemned.run, "9")]
     assert house.unit().invocation_id == run and house.state() is State.READY
 

@@ -18,7 +18,7 @@ from cortexd.units.files import FileState
 from tests.support.house import ME, House
 from tests.support.wait import aio_until
 
-STORE = ("begin", "end", "save_model", "delete_model", "add_event")
+STORE = ("begin", "end", "save_model", "add_models", "delete_models", "add_event")
 SYSTEMD = (
     "start_unit", "stop_unit", "restart_unit", "kill_unit", "reset_failed", "reload", "enable_unit", "disable_unit", "refresh",
 )  # fmt: skip

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from cortexd import journal
+from cortexd import journal, missed
 from cortexd.events import Priority
 from cortexd.journal import What
 from cortexd.states import State
-from cortexd.store import Store
 from tests.manager.test_restarts import crash_loop, fail_again
 from tests.support.house import House
 
@@ -26,10 +25,23 @@ class Journal:
     def __init__(self, program: Path, unit: str) -> None:
         self.program, self.unit, self.lines = program, unit, list[str]()
 
-    def say(self, what: What, run: str, at: float, result: str = "signal", unit: str = "") -> None:
+    def say(
+        self,
+        what: What,
+        run: str,
+        at: float,
+        result: str = "signal",
+        unit: str = "",
+        *,
+        jump: float = 0,
+        job: str = "stop",
+    ) -> None:
+        """`jump`: how far the wall clock has been set by then; what came before it is told without."""
+        monotonic = at - time.time() + time.monotonic()
+        at += jump
         line = {
             "MESSAGE_ID": IDS[what], "USER_UNIT": unit or self.unit, "USER_INVOCATION_ID": run,
-            "__REALTIME_TIMESTAMP": str(int(at * 1e6)),
+            "__REALTIME_TIMESTAMP": str(int(at * 1e6)), "__MONOTONIC_TIMESTAMP": str(int(monotonic * 1e6)), "JOB_TYPE": job,
         }  # fmt: skip
         if what is What.FAILED:
             line["UNIT_RESULT"] = result
@@ -68,7 +80,7 @@ async def test_runs_that_were_stable_unseen_are_no_row_of_failures(house: House,
     await house.open()
     unseen = [e for e in await house.events() if e.invocation_id == "e" * 32]
     assert [(e.kind, e.time) for e in unseen] == [
-        ("run", int((now + day + 2) * 1e6)), ("ready", int((now + day + 3) * 1e6)), ("ended", int((now + 2 * day) * 1e6)),
+        ("run", int((now + day + 2) * 1e6)), ("ready", int((now + day + 3) * 1e6)), ("stable", int((now + 2 * day) * 1e6)), ("ended", int((now + 2 * day) * 1e6)),
     ]  # fmt: skip
     await fail_again(house, unit, 1)
     assert house.state() is State.RESTARTING
@@ -160,29 +172,25 @@ async def test_no_more_is_read_of_the_journal_than_is_bounded(
 ) -> None:
     monkeypatch.setattr(journal, "_MAX_READ", 1000)
     journalctl.write_text("#!/bin/sh\nexec yes\n")
-    assert len(await journal.read_run("a", "e" * 32, 0)) == 1000
+    assert len(await journal._run([])) == 1000
 
 
 async def test_a_run_that_is_over_before_it_could_be_taken_over_is_not(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reading the audit log gives others their turn."""
+    """Asking the journal gives others their turn."""
     unit = await house.running()
     await house.events()
     await house.close()
     now_runs(house, unit, 1)
-    events, done = Store.events, list[str]()
+    missed_runs = missed.missed_runs
 
-    async def slowly(store: Store, query: Any) -> Any:
-        if not done:
-            done.append(unit)
-            house.systemd._units.run(unit)
-            house.systemd.change(unit, active_state="active", sub_state="running", n_restarts=2)
-        return await events(store, query)
+    async def slowly(*asked: Any) -> Any:
+        now_runs(house, unit, 2)
+        return await missed_runs(*asked)
 
-    monkeypatch.setattr(Store, "events", slowly)
+    monkeypatch.setattr(missed, "missed_runs", slowly)
     await house.open()
-    monkeypatch.undo()
     last = [e.invocation_id for e in await house.events() if e.kind == "run"][-1]
     assert last == house.unit().invocation_id == house.manager.view("a").model.serving.run
 
@@ -197,3 +205,88 @@ async def test_a_restart_of_which_only_the_outcome_was_seen_is_an_end_and_counts
     assert (ended.invocation_id, ended.priority) == (run, Priority.WARNING)
     assert (await house.kinds())[-1:] != ["ended"], "the next run comes after it"
     await house.until(State.FAILED)
+
+
+@pytest.mark.parametrize(("restarts", "times"), [(2, "once"), (4, "3 times")])
+async def test_restarts_are_told_also_where_the_journal_cannot_be_read(
+    house: House, journalctl: Path, restarts: int, times: str
+) -> None:
+    unit = await crash_loop(house, 1)
+    house.systemd.finish(unit)
+    run = house.unit().invocation_id
+    await house.until_event("ready")
+    await house.close()
+    journalctl.write_text("#!/bin/sh\nexit 1\n")
+    now_runs(house, unit, restarts)
+    await house.open()
+    (told,) = [e for e in await house.events() if e.message.startswith("restarted while unobserved")]
+    assert told.message == f"restarted while unobserved: {times}, and the journal does not tell why"
+    assert (told.kind, told.priority, told.invocation_id) == ("ended", Priority.WARNING, run)
+    assert house.manager.view("a").model.budget.failed == 2
+    await house.close()
+    await house.open()
+    assert len([e for e in await house.events() if e.kind == "ended"]) == 2, "once"
+
+
+async def test_no_restart_is_told_where_a_run_ended_that_was_seen(house: House, journalctl: Path) -> None:
+    unit = await crash_loop(house, 1)
+    await house.events()
+    await house.close()
+    journalctl.write_text("#!/bin/sh\nexit 1\n")
+    now_runs(house, unit, 1)
+    await house.open()
+    assert (await house.kinds())[-2:] == ["ended", "run"]
+
+
+@pytest.mark.parametrize("jump", [86400, -86400])
+async def test_clocks_that_are_set_make_no_unseen_run_stable(house: House, journalctl: Path, jump: float) -> None:
+    """Nor one unstable that was not. What is told of a time before what is known is passed over."""
+    unit = await house.running(max_restarts=3, Restart="always")
+    house.systemd.behave(unit, restart=True)
+    run, now = house.unit().invocation_id, time.time()
+    await house.events()
+    await house.close()
+    told = Journal(journalctl, unit)
+    told.say(What.FAILED, run, now + 2, jump=max(jump, 0))
+    told.say(What.AGAIN, run, now + 2, jump=max(jump, 0))
+    told.say(What.BEGAN, "e" * 32, now + 3, jump=max(jump, 0))
+    told.say(What.READY, "e" * 32, now + 4, jump=max(jump, 0))
+    told.say(What.FAILED, "e" * 32, now + 1000, jump=jump if jump > 0 else -990)
+    now_runs(house, unit, 2)
+    await house.open()
+    assert (await house.kinds()).count("stable") == 1
+    assert house.manager.view("a").model.budget.failed == 1
+
+
+async def stopped_unseen(house: House, unit: str, told: Journal, at: float, *, job: str = "stop") -> None:
+    """With systemctl, while no cortexd is there; systemd forgets the unit then."""
+    run = house.unit().invocation_id
+    await house.close()
+    told.say(What.STOPPED, run, at, job=job)
+    house.systemd.change(unit, active_state="inactive", sub_state="dead", main_pid=0, invocation_id="")
+    await house.open()
+
+
+async def test_a_stop_past_cortexd_while_it_was_away_is_told(house: House, journalctl: Path) -> None:
+    unit = await house.running()
+    run, at = house.unit().invocation_id, time.time() + 1
+    await house.events()
+    await stopped_unseen(house, unit, Journal(journalctl, unit), at)
+    told = (await house.events())[-1]
+    assert (told.kind, told.invocation_id, told.time, told.priority) == ("stopped", run, int(at * 1e6), Priority.INFO)
+    assert told.message == "stopped while cortexd was away: with systemctl, or at the end of your session"
+    assert house.state() is State.STOPPED
+    await house.close()
+    await house.open()
+    assert (await house.kinds()).count("stopped") == 1
+
+
+@pytest.mark.parametrize("what", ["restart", "of the boot before"])
+async def test_what_is_no_such_stop(house: House, journalctl: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    unit = await house.running()
+    await house.events()
+    at = time.time() + 1
+    if what == "of the boot before":
+        monkeypatch.setattr(missed, "boot_time", lambda: at + 1)
+    await stopped_unseen(house, unit, Journal(journalctl, unit), at, job="restart" if what == "restart" else "stop")
+    assert "stopped" not in await house.kinds()

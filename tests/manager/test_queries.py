@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from cortexd import journal
-from cortexd.diagnosis import diagnoser
 from cortexd.errors import (
     Busy,
     JobFailed,
@@ -20,7 +18,6 @@ from cortexd.jobs import JobState, JobTable
 from cortexd.names import unit_name
 from cortexd.systemd.fake import FakeSystemd
 from tests.support.house import ME, House
-from tests.support.wait import aio_until
 
 
 @pytest.mark.parametrize("name", ["none", "", "a\0b", "*"])
@@ -80,65 +77,6 @@ async def test_jobs() -> None:
     with pytest.raises(JobFailed, match=r"^internal error; the daemon's log has the details$"):
         await failed.wait()
     await table.close()
-
-
-async def test_no_lines_no_file(house: House, journalctl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_DEADLINE", 0.05)
-    monkeypatch.setattr(journal, "_POLL", 0.01)
-    journalctl.write_text("#!/bin/sh\n")
-    assert await journal.save_run(house.scope.logs, "a", "f" * 32, 1_500_000) is None
-    journalctl.unlink()
-    monkeypatch.setenv("PATH", str(journalctl.parent))
-    assert await journal.save_run(house.scope.logs, "a", "f" * 32, 1_500_000) is None
-
-
-async def test_a_journal_that_hangs_is_left(house: House, journalctl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "_DEADLINE", 0.1)
-    pids = journalctl.parent / "pids"
-    journalctl.write_text(f"#!/bin/sh\necho $$ >>{pids}\nexec sleep 1000\n")
-    assert await journal.save_run(house.scope.logs, "a", "f" * 32, 1_500_000) is None
-    task = asyncio.create_task(journal.save_run(house.scope.logs, "a", "f" * 32, 1_500_000))
-    started = len(pids.read_text().split())
-    await aio_until(lambda: len(pids.read_text().split()) > started, "the program")
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    for pid in pids.read_text().split():
-        assert not Path(f"/proc/{pid}").exists()
-
-
-async def test_saved_logs_are_bounded(house: House, journalctl: Path) -> None:
-    journalctl.write_text(
-        '#!/bin/sh\ncase "$*" in *UNIT_RESULT*) echo x;; *) head -c 400000 /dev/zero; echo end;; esac\n'
-    )
-    folder = house.scope.logs / "a"
-    folder.mkdir(parents=True)
-    for number in range(15):
-        (folder / f"2000{number:02}01T000000-x.log").touch()
-    path = await journal.save_run(house.scope.logs, "a", "f" * 32, 1_500_000)
-    assert path is not None and path.stat().st_size == journal.MAX_BYTES and path.read_bytes().endswith(b"end\n")
-    assert len(list(folder.iterdir())) == journal.KEEP_FILES and path in folder.iterdir()
-
-
-async def test_a_hundred_failures_at_once_read_the_journal_a_few_at_a_time(
-    house: House, journalctl: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at_once, most = 0, 0
-
-    async def save(folder: Path, model: str, run: str, began: int) -> None:
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
-        await asyncio.sleep(0.001)
-        at_once -= 1
-
-    monkeypatch.setattr(journal, "save_run", save)
-    units = [await house.running(f"m{number}") for number in range(30)]
-    for unit in units:
-        house.systemd.crash(unit)
-    await asyncio.gather(*(house.until_event("failed", f"m{number}") for number in range(30)))
-    await aio_until(lambda: most and not at_once, "every log")
-    assert most == diagnoser.SAVING
 
 
 def test_the_fake_is_a_systemd() -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from typing import Any
+
+import pytest
 
 from cortexd.events import Priority
 from cortexd.states import State
+from cortexd.units.render import restart_pause
 from tests.support.house import ME, House
+from tests.support.wait import aio_until
 
 
-async def crash_loop(house: House, runs: int, *, reload: bool = False, **settings: object) -> str:
+async def crash_loop(house: House, runs: int, *, reload: bool = False, **settings: Any) -> str:
     """A model that has failed so often; systemd starts it again each time, as long as it may. Returns its unit."""
     unit = await house.running(**{"max_restarts": 3, "Restart": "always", **settings})
     house.systemd.behave(unit, restart=True)
@@ -44,7 +50,7 @@ async def test_failed_runs_in_a_row_spend_it_and_the_model_is_failed_once(house:
         "started by hand or at boot"
     )
     told = [event for event in await house.events() if event.kind == "gave-up"]
-    assert [(e.priority, e.details) for e in told] == [(Priority.ERROR, {"failed": 3})]
+    assert [(e.priority, e.details["failed"]) for e in told] == [(Priority.ERROR, 3)]
     assert "stopped" not in await house.kinds()
 
 
@@ -122,3 +128,81 @@ async def test_why_says_both_that_it_was_given_up_and_how_the_last_run_failed(ho
     assert found.cause == "crash-loop"
     assert found.sentence.startswith("3 runs failed in a row, the last: ")
     assert found.sentence.endswith("; it is restarted no more until it is started by hand or at boot")
+
+
+# Runs that go well
+
+
+async def stable_run(house: House, unit: str, seconds: float = 0) -> None:
+    """The next run becomes ready, and has been for so long."""
+    house.systemd.finish(unit)
+    await house.until(State.READY)
+    house.systemd.change(unit, active_enter=house.unit().active_enter - int(seconds * 1e6))
+
+
+async def test_a_stable_run_clears_it_and_systemds_count(house: House) -> None:
+    """By systemd's count the pause before a restart grows."""
+    unit = await crash_loop(house, 2)
+    await stable_run(house, unit, 599)
+    assert house.unit().n_restarts == 2 and house.manager.view("a").model.budget.failed == 2
+    asked = len(house.asked("ResetFailedUnit"))
+    house.systemd.change(unit, active_enter=house.unit().active_enter - 1_000_000)
+    told = await house.until_event("stable")
+    assert told.message == "ready for 600 s: what failed before counts no more"
+    await aio_until(lambda: house.unit().n_restarts == 0, "systemd's count")
+    assert len(house.asked("ResetFailedUnit")) == asked + 1
+    assert house.state() is State.READY and house.manager.view("a").model.budget.failed == 0
+    await fail_again(house, unit, 2)
+    assert house.state() is State.RESTARTING, "two of three"
+
+
+async def test_a_run_without_failures_before_it_leaves_no_trace_of_being_stable(house: House) -> None:
+    unit = await house.running(stable_after_seconds=1)
+    asked = len(house.asked("ResetFailedUnit"))
+    house.systemd.change(unit, active_enter=house.unit().active_enter - 10_000_000)
+    await house.events()
+    assert not house.manager._observer._restarts._ripening
+    assert "stable" not in await house.kinds() and len(house.asked("ResetFailedUnit")) == asked
+
+
+@pytest.mark.parametrize("jump", [86400, -86400])
+async def test_clocks_that_are_set_change_nothing(house: House, monkeypatch: pytest.MonkeyPatch, jump: int) -> None:
+    """Not while a run is ready, nor for one that ended while nobody looked."""
+    unit = await crash_loop(house, 2)
+    await stable_run(house, unit)
+    monkeypatch.setattr(house.store, "_now", lambda: time.time() + jump)
+    house.systemd.change(unit, state_change=house.unit().state_change + jump * 1_000_000)
+    await fail_again(house, unit, 1)
+    await house.until(State.FAILED)
+    assert "stable" not in await house.kinds()
+
+
+@pytest.mark.parametrize(("seconds", "stable"), [(599, False), (601, True)])
+async def test_how_long_a_run_was_ready_that_ended_while_nobody_looked(
+    house: House, seconds: float, stable: bool
+) -> None:
+    """systemd knows, by a clock that nobody sets."""
+    unit = await crash_loop(house, 2)
+    await stable_run(house, unit)
+    await house.events()
+    await house.close()
+    house.systemd.crash(unit)
+    house.systemd.change(unit, active_exit=house.unit().active_enter + int(seconds * 1e6))
+    await house.open()
+    await house.until(State.RESTARTING if stable else State.FAILED)
+    assert house.manager.view("a").model.budget.failed == (1 if stable else 3)
+
+
+@pytest.mark.parametrize(("release", "pauses"), [(252, [10, 10, 10]), (257, [10, 19.7, 39])])
+async def test_the_pause_that_is_told_is_the_one_that_comes(house: House, release: int, pauses: list[float]) -> None:
+    house.manager._release = release
+    unit = await crash_loop(house, 1, max_restarts=10)
+    for number, pause in enumerate(pauses):
+        house.systemd.change(unit, n_restarts=number)
+        assert house.reason().endswith(f"; systemd starts it again {pause:g} s after its end")
+
+
+def test_a_pause_grows_as_systemd_has_it() -> None:
+    assert [restart_pause(10, n, 257) for n in (0, 5, 100)] == [10, 300, 300]
+    assert {restart_pause(seconds, 3, 257) for seconds in (300, 400)} == {300, 400}
+    assert restart_pause(0, 3, 257) == 0 and restart_pause(10, 3, 253) == 10

@@ -133,7 +133,8 @@ async def test_a_broken_file_is_a_warning_and_the_model_lives(house: House) -> N
         await house.start()  # it might be open to everybody without its key
     with pytest.raises(StoreFailed):
         await set_secret(house, "OTHER")
-    assert (await house.kinds())[-1] == "secret-set-failed"
+    assert (await house.kinds())[-1] == "secret-set", "what was refused is not told as done"
+    assert await house.store.unfinished() == []
     house.manager.catalog.secrets.path("a").unlink()
     await set_secret(house, "OTHER")
     assert told(house)["Warnings"] == [] and told(house)["Secrets"] == ["OTHER"]
@@ -198,7 +199,7 @@ async def test_all_of_it_or_nothing(house: House, monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as patch:
         if where == "store":
-            patch.setattr(house.store, "save_model", fail(StoreFailed("disk full")))
+            patch.setattr(house.store, "add_models", fail(StoreFailed("disk full")))
         elif where == "reload":
             patch.setattr(house.systemd, "reload", fail(SystemdUnavailable("gone")))
         else:

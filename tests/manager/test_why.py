@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from cortexd import lifecycle
+from cortexd import lifecycle, runlog
 from cortexd.diagnosis import diagnoser
 from cortexd.errors import InvalidConfig, JobFailed, StoreFailed
-from cortexd.events import Priority
+from cortexd.events import Event, Priority
 from cortexd.names import unit_name
-from cortexd.states import State
+from cortexd.runlog import RunLine, RunLog
+from cortexd.states import BY_SYSTEMD, State
 from cortexd.systemd.memory import MemoryEvents
-from tests.manager.steps import again, fail, sick
+from tests.manager.steps import again, fail, journal_of, sick
 from tests.support.house import EMPTY_GGUF, ME, House
 
-LOG = """#!/bin/sh
-case "$*" in *UNIT_RESULT*) echo failed;; *)
-echo "2026-11-23T18:00:00+0000 host cortex-a[9]: bind: address already in use"
-echo "2026-11-23T18:00:00+0000 host systemd[7]: cortex-a.service: Failed with result 'exit-code'."
-esac
-"""
+MANAGER = {"_SYSTEMD_USER_UNIT": "init.scope", "SYSLOG_IDENTIFIER": "systemd"}
+LOG = journal_of(
+    {"MESSAGE": "bind: address already in use"},
+    {"MESSAGE": "Failed with result 'exit-code'.", "_SYSTEMD_USER_UNIT": "init.scope", "SYSLOG_IDENTIFIER": "systemd"},
+)
 
 
 async def broken(house: House, journalctl: Path) -> str:
@@ -103,6 +103,108 @@ async def test_a_run_of_which_nobody_saw_the_end(house: House) -> None:
     assert (found.cause, "ended with your session or the machine" in found.sentence) == ("machine-down", True)
 
 
+async def test_an_end_of_which_nothing_is_known_is_not_guessed(house: House, journalctl: Path) -> None:
+    journalctl.write_text("#!/bin/sh\n")
+    unit = await house.running()
+    await house.until_event("ready")
+    house.systemd._units.listeners.clear()
+    house.systemd.change(unit, active_state="inactive", sub_state="dead", invocation_id="", main_pid=0)
+    found = await house.manager.why("a")
+    assert (found.cause, "neither systemd nor the journal has a word" in found.sentence) == ("unknown", True)
+
+
+async def test_an_end_that_systemd_has_forgotten_is_in_the_journal(house: House, journalctl: Path) -> None:
+    unit = await house.running()
+    await house.until_event("ready")
+    house.systemd._units.listeners.clear()
+    house.systemd.change(unit, active_state="inactive", sub_state="dead", invocation_id="", main_pid=0)
+    stopping = {"MESSAGE_ID": runlog._STOPPING, "MESSAGE": "Stopping a..."}
+    journalctl.write_text(journal_of({**MANAGER, **stopping}, {**MANAGER, "MESSAGE_ID": runlog._STOPPED}))
+    found = await house.manager.why("a")
+    assert (found.cause, found.sentence) == ("stopped", f"it was stopped by systemd: {BY_SYSTEMD}")
+
+
+async def test_a_cause_that_a_killed_cortexd_left_open_is_found_by_the_next(
+    house: House, journalctl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both of a run that systemd still shows, and of one after which others came."""
+    left = asyncio.Event()
+
+    async def killed(*_: object) -> None:
+        left.set()
+
+    journalctl.write_text(LOG)
+    with monkeypatch.context() as dying:
+        dying.setattr(diagnoser.Diagnoser, "ended", killed)
+        unit = await house.running(Restart="always")
+        first = house.unit().invocation_id
+        house.systemd.crash(unit)
+        await house.until_event("failed")
+        await house.close()
+    await house.open()
+    event = await house.until_event("cause")
+    assert (event.invocation_id, event.details["cause"]) == (first, "killed")
+    assert house.reason() == event.message
+    assert [file.name[-36:-4] for file in (house.scope.logs / "a").iterdir()] == [first]
+    with monkeypatch.context() as dying:
+        dying.setattr(diagnoser.Diagnoser, "ended", killed)
+        await (await house.start()).wait()
+        second = house.unit().invocation_id
+        house.systemd.crash(unit)
+        await aio_until_events(house, "failed", 2)
+        await (await house.start()).wait()
+        await house.close()
+    main = {
+        "MESSAGE_ID": runlog._EXITED,
+        "EXIT_CODE": "exited",
+        "EXIT_STATUS": "9",
+        "MESSAGE": "a: Main process exited",
+    }
+    end = {"MESSAGE_ID": runlog._FAILED, "UNIT_RESULT": "exit-code", "MESSAGE": "a: Failed"}
+    journalctl.write_text(
+        journal_of({"MESSAGE": "the disk: No space left on device"}, {**MANAGER, **main}, {**MANAGER, **end})
+    )
+    await house.open()
+    events = await aio_until_events(house, "cause", 2)
+    assert (events[-1].invocation_id, events[-1].details["cause"]) == (second, "disk-full")
+    assert ["Exit", "status 9"] in events[-1].details["evidence"]
+    assert len(list((house.scope.logs / "a").iterdir())) == 2
+    await again(house)
+    await asyncio.gather(*house.manager._observer._tasks)
+    assert len(await aio_until_events(house, "cause", 2)) == 2
+
+
+async def aio_until_events(house: House, kind: str, count: int) -> list[Event]:
+    async with asyncio.timeout(10):
+        while len(found := [event for event in await house.events() if event.kind == kind]) < count:
+            await asyncio.sleep(0.01)
+    return found
+
+
+async def test_what_is_found_after_the_model_is_gone_is_kept_nowhere(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor under another model of its name."""
+    reading, go_on = asyncio.Event(), asyncio.Event()
+
+    async def read(*_: object) -> RunLog:
+        reading.set()
+        await go_on.wait()
+        return RunLog((RunLine(1, "a[1]", "last words"),))
+
+    unit = await house.running()
+    monkeypatch.setattr(runlog, "read_ended", read)
+    house.systemd.crash(unit)
+    await reading.wait()
+    (finding,) = (task for task in house.manager._observer._tasks if not task.done())
+    await (await house.unregister()).wait()
+    await house.register()
+    go_on.set()
+    await finding
+    assert await aio_until_events(house, "cause", 0) == []
+    assert not (house.scope.logs / "a").exists()
+
+
 async def test_a_former_model_of_the_same_name_is_another(house: House, journalctl: Path) -> None:
     unit = await broken(house, journalctl)
     with pytest.raises(JobFailed):
@@ -121,7 +223,7 @@ async def test_memory_killed_at_the_limit(house: House, monkeypatch: pytest.Monk
     house.systemd.crash(unit, result="oom-kill")
     event = await house.until_event("cause")
     assert event.message == "out of memory: the kernel killed it at its memory limit of 2G"
-    assert ["Memory", "limit 2G, at most 2G used; limit hit 1 times, 1 processes killed, throttled 9 times"] in (
+    assert ["Memory", "limit 2G, at most 2G used; limit hit: 1, processes killed: 1, throttled: 9"] in (
         event.details["evidence"]
     )
 
@@ -133,7 +235,7 @@ async def test_health_and_kill(house: House) -> None:
     run = house.unit().invocation_id
     # A cortexd that began since then knows it from the log.
     house.manager.view("a").model.ending = type(house.manager.view("a").model.ending)()
-    evidence = await house.manager._diagnoser._evidence(house.manager.view("a").model, house.unit(), b"")
+    evidence = await house.manager._diagnoser._evidence(house.manager.view("a").model, house.unit(), RunLog())
     assert (evidence.ending.run, evidence.ending.by, evidence.ending.signal) == (run, "kill", 9)
     assert unit == house.unit().unit
 

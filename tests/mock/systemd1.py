@@ -11,6 +11,7 @@ SCRIPT_IFACE: Behave, Finish, Crash, Refuse.
 """
 
 import json
+import time
 from pathlib import Path
 
 import dbus.service
@@ -28,7 +29,15 @@ SYSTEM_BUS = False
 
 # These two sets are sent with PropertiesChanged, always whole (src/core/dbus-unit.c, dbus-service.c); the rest is to be asked for.
 SIGNALLED = {
-    UNIT_IFACE: ("ActiveState", "SubState", "InvocationID", "StateChangeTimestamp", "Job"),
+    UNIT_IFACE: (
+        "ActiveState",
+        "SubState",
+        "InvocationID",
+        "StateChangeTimestamp",
+        "ActiveEnterTimestampMonotonic",
+        "ActiveExitTimestampMonotonic",
+        "Job",
+    ),
     SERVICE_IFACE: (
         "Result",
         "MainPID",
@@ -76,6 +85,8 @@ class Unit:
                 "SubState": "dead",
                 "InvocationID": dbus.ByteArray(b""),
                 "StateChangeTimestamp": dbus.UInt64(0),
+                "ActiveEnterTimestampMonotonic": dbus.UInt64(0),
+                "ActiveExitTimestampMonotonic": dbus.UInt64(0),
                 "Job": dbus.Struct((dbus.UInt32(0), dbus.ObjectPath("/")), signature="uo"),
             },
             [
@@ -107,6 +118,9 @@ class Unit:
     def change(self, **properties):
         if properties.get("ActiveState", self["ActiveState"]) != self["ActiveState"]:
             properties["StateChangeTimestamp"] = dbus.UInt64(START_OF_TIME + next(self.mock.numbers))
+            for name, state in ("Enter", properties["ActiveState"]), ("Exit", self["ActiveState"]):
+                if state == "active":
+                    properties[f"Active{name}TimestampMonotonic"] = dbus.UInt64(time.monotonic_ns() // 1000)
         for name, value in properties.items():
             interface = SERVICE_IFACE if name in self.object.props[SERVICE_IFACE] else UNIT_IFACE
             self.object.props[interface][name] = value
@@ -426,6 +440,7 @@ def ResetFailedUnit(self, name):
     if known["ActiveState"] == "failed":
         known.change(ActiveState="inactive", SubState="dead", Result="success")
         known.unload()
+    known.object.props[SERVICE_IFACE]["NRestarts"] = dbus.UInt32(0)  # which systemd does not signal
 
 
 @dbus.service.method(MAIN_IFACE, in_signature="asbb", out_signature="ba(sss)")

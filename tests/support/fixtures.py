@@ -32,18 +32,27 @@ def tiny_gguf() -> Path:
     return lab.TINY_GGUF
 
 
-@pytest.fixture
-def private_bus(tmp_path: Path) -> Iterator[str]:
-    """The address of a dbus-daemon of this test's own."""
-    address = f"unix:path={tmp_path}/bus"
+@contextmanager
+def message_bus(folder: Path) -> Iterator[str]:
+    """The address of a dbus-daemon that ends with the block."""
+    address = f"unix:path={folder}/bus"
     command = ["dbus-daemon", "--session", "--nofork", "--nopidfile", "--print-address", f"--address={address}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     process.stdout.readline()  # it listens now
-    yield address
-    process.terminate()
-    process.wait()
-    process.stdout.close()
+    try:
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture
+def private_bus(tmp_path: Path) -> Iterator[str]:
+    """The address of a dbus-daemon of this test's own."""
+    with message_bus(tmp_path) as address:
+        yield address
 
 
 class Daemon:

@@ -68,9 +68,6 @@ class FakeProber(Prober):
         self.asked.append(server.url + path)
         return Answer(404)
 
-    async def close(self) -> None:
-        pass
-
 
 class House:
     """One user's home with a cortexd in it. `open` starts the daemon's inside, `close` ends it; both any number of times."""
@@ -170,7 +167,7 @@ class House:
 
     async def events(self, name: str = "a") -> list[Event]:
         """Its events, once those that are queued are written."""
-        await asyncio.gather(*self.manager._observer._writing)
+        await self.manager._observer.recorder.written()
         return await self.store.events(EventQuery(models=[name], limit=1000))
 
     async def kinds(self, name: str = "a") -> list[str]:

@@ -194,8 +194,7 @@ class MockWorld(BusWorld, ScriptedWorld):
         )
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                *(mock_python(), "-m", "dbusmock", "--session", "--template", str(MOCK_TEMPLATE)),
-                *("--parameters", json.dumps({"folder": str(self.folder), "runtime": str(self.runtime)})),
+                *mock_command(self.folder, self.runtime),
                 env={"DBUS_SESSION_BUS_ADDRESS": self.address, "PATH": os.environ["PATH"]},
                 stdout=log,
                 stderr=log,
@@ -248,6 +247,15 @@ def mock_python() -> str:
         if subprocess.run([python, "-c", "import dbusmock"], capture_output=True).returncode == 0:
             return python
     raise FileNotFoundError("python-dbusmock is missing: pip install python-dbusmock, or apt install python3-dbusmock")
+
+
+def mock_command(folder: Path, runtime: Path) -> list[str]:
+    """The command line of a mock with that folder of unit files and that runtime folder."""
+    parameters = json.dumps({"folder": str(folder), "runtime": str(runtime)})
+    return [
+        *(mock_python(), "-m", "dbusmock", "--session", "--template", str(MOCK_TEMPLATE)),
+        *("--parameters", parameters),
+    ]
 
 
 class RealWorld(BusWorld):

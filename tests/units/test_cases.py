@@ -2,7 +2,7 @@
 
 A file of `cases/` holds one `register` command line as a person types it (`\\` continues it), lines that begin with
 `## ` and, for people, comments that begin with `# `. `@HOME@`, `@BIN@` (the caller's PATH) and `@CWD@` stand for folders of
-the case's own. Before the command line:
+the case's own, `@RUNTIME@` for the user's runtime folder. Before the command line:
 
     ## file PATH [TEXT]         a file is there (a GGUF one where no text is given); `## folder`, `## program` likewise
     ## link PATH TARGET
@@ -165,7 +165,8 @@ class World:
 
     def fill(self, text: str) -> str:
         """Placeholders filled in."""
-        for name, folder in (("HOME", self.home), ("BIN", self.bin), ("CWD", self.cwd)):
+        runtime = self.scope.runtime or Path("/run/user/1000")
+        for name, folder in (("HOME", self.home), ("BIN", self.bin), ("CWD", self.cwd), ("RUNTIME", runtime)):
             text = text.replace(f"@{name}@", str(folder))
         for name, path in self.mapped.items():
             text = text.replace(f"{name}/", f"{path}/")

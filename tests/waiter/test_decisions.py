@@ -11,7 +11,7 @@ import pytest
 
 from cortexd.waiter.http import Pause, Server
 from cortexd.waiter.signs import GROWTH, Reading
-from cortexd.waiter.sockets import Listener
+from cortexd.waiter.sockets import Listener, answers_to
 from cortexd.waiter.waiting import REFUSED_FOR, Key, Waiter
 from cortexd.waiter.watch import EXCUSE, GRACE, GaveUp, Watch
 
@@ -63,7 +63,7 @@ class Script:
             cgroup,
             self.key,
             ask=self.ask,
-            find=lambda port: self.sockets,
+            find=lambda address, port: answers_to(address, self.sockets),
         )
         try:
             waiter.run(load)

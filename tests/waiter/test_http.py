@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from cortexd.waiter.http import Exchange, Server, http_answer, http_status
+from cortexd.waiter.http import Exchange, Server, http_answer, http_status, server_of
 from tests.support.units import free_port
 from tests.waiter.servers import LOADING, OK, saying, tcp_server
 
@@ -50,7 +52,7 @@ def test_status_line(answer: bytes, status: int) -> None:
     ids=lambda answer: repr(answer[:24]),
 )
 def test_what_is_no_http(answer: bytes) -> None:
-    with tcp_server(saying(answer)) as server, pytest.raises(OSError, match=r"no HTTP|Connection reset"):
+    with tcp_server(saying(answer)) as server, pytest.raises(OSError, match=r"no HTTP|ends too early|Connection reset"):
         server.ask()
 
 
@@ -101,6 +103,51 @@ def test_a_server_that_never_answers() -> None:
 def test_ipv6() -> None:
     with tcp_server(saying(OK), "::1") as server:
         assert server.ask() == 200
+
+
+def test_a_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.sock")
+    with pytest.raises(FileNotFoundError):
+        http_status(Server(path), "/", 1)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        thread = threading.Thread(target=lambda: requests.append(answer_one(listener, OK)))
+        requests: list[bytes] = []
+        thread.start()
+        assert http_status(Server(path), "/health", 5) == 200
+        thread.join()
+    assert requests[0].startswith(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+
+
+def answer_one(listener: socket.socket, answer: bytes) -> bytes:
+    connection, _ = listener.accept()
+    with connection:
+        request = connection.recv(65536)
+        connection.sendall(answer)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("http://127.0.0.1:8000", Server("127.0.0.1", 8000)),
+        ("http://[::1]:80", Server("::1", 80)),
+        ("unix:/run/a.sock", Server("/run/a.sock")),
+        ("http://localhost:80", None),  # nobody looks up a name here
+        ("http://127.0.0.1:0", None),
+        ("http://127.0.0.1:65536", None),
+        ("http://127.0.0.1", None),
+        ("unix:a.sock", None),
+        ("", None),
+    ],
+)
+def test_which_server_a_url_names(url: str, server: Server | None) -> None:
+    if server:
+        assert server_of(url) == server
+    else:
+        with pytest.raises(ValueError, match="no address"):
+            server_of(url)
 
 
 def test_nobody_there() -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from cortexd.waiter import sockets
-from cortexd.waiter.sockets import Listener, answers_to, listeners, own_cgroup
-from tests.support.units import free_port
+from cortexd.waiter.sockets import Listener, answering, answers_to, listeners, own_group
+from tests.support.units import free_port, properties, systemctl
+from tests.support.wait import until
 from tests.waiter.servers import listening
 
 
@@ -46,7 +47,7 @@ def test_netlink_and_proc_find_the_same(addresses: list[str], monkeypatch: pytes
     with listening(*addresses, port=port) as found:
         by_netlink = listeners(port)
 
-        def unavailable(family: int) -> Iterator[Listener]:
+        def unavailable(family: int, wanted: int) -> Iterator[Listener]:
             raise PermissionError
 
         monkeypatch.setattr(sockets, "_diag", unavailable)
@@ -79,16 +80,56 @@ def test_many_sockets() -> None:
         assert [sock.inode for sock in listeners(last)] == [os.fstat(found[-1].fileno()).st_ino]
 
 
+def own_cgroup() -> int:
+    group = own_group()
+    assert group is not None
+    return group.stat().st_ino
+
+
 def test_own_control_group() -> None:
     (path,) = (line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
     assert own_cgroup() == Path(f"/sys/fs/cgroup{path}").stat().st_ino
 
 
 def test_own_control_group_of_a_name_with_colons() -> None:
-    unit, program = "cortex-waiter::test.service", "from cortexd.waiter.sockets import own_cgroup; print(own_cgroup())"
+    unit, program = (
+        "cortex-waiter::test.service",
+        "from cortexd.waiter.sockets import own_group; print(own_group().stat().st_ino)",
+    )
     command = ["systemd-run", "--user", "--quiet", "--wait", "--pipe", f"--unit={unit}", "--property=PrivateUsers=yes",
                "--property=ProtectControlGroups=yes", f"--working-directory={Path(sockets.__file__).parents[2]}"]  # fmt: skip
     inside = f"{program}; import os; print(os.stat('/sys/fs/cgroup' + open('/proc/self/cgroup').read().split('0::')[1].strip()).st_ino)"
     printed = subprocess.run([*command, sys.executable, "-c", inside], capture_output=True, text=True, check=True)
     ours, real = printed.stdout.split()
     assert ours == real != "0"
+
+
+def test_who_listens_on_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    assert answering(str(path), 0) == []
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        assert answering(str(path), 0) == []  # it does not listen yet
+        server.listen()
+        assert answering(str(path), 0) == [Listener(str(path), 0, os.getuid(), 0, own_cgroup(), os.getpid())]
+    assert answering(str(path), 0) == []
+    unit = f"stranger-at-a-path-{os.getpid()}.service"
+    program = (
+        f"import socket, time; s = socket.socket(socket.AF_UNIX); s.bind({str(path)!r}); s.listen(); time.sleep(600)"
+    )
+    path.unlink()
+    subprocess.run(["systemd-run", "--user", "--quiet", f"--unit={unit}", sys.executable, "-c", program], check=True)
+    try:
+        (stranger,) = until(lambda: answering(str(path), 0), "the stranger's socket")
+        assert stranger.cgroup not in (0, own_cgroup()) and stranger.pid == int(properties(unit, "MainPID")["MainPID"])
+    finally:
+        systemctl("stop", unit)
+
+
+def test_a_port_among_many_is_found_and_no_other() -> None:
+    """The kernel is asked for this one alone."""
+    with listening(*["127.0.0.1"] * 50) as found:
+        ports = sorted(sock.getsockname()[1] for sock in found)
+        for port in (ports[0], ports[-1], ports[25]):
+            assert [sock.port for sock in sockets._diag(socket.AF_INET, port)] == [port]
+    assert [*sockets._diag(socket.AF_INET, 0)] == [*sockets._diag(socket.AF_INET6, 65535)] == []

@@ -24,10 +24,11 @@ def found() -> dict[str, object]:
 
 check("cause", until(lambda: found()["Cause"], "out-of-memory"), "out-of-memory")
 contains("sentence", str(found()["Sentence"]), "memory limit of 96M")
-# The control group is gone; its counters were read before.
+# The control group is gone; its counters were read before, or nothing is said of them (the kernel tells of a change 10 ms
+# after the one before at the earliest: CGROUP_FILE_NOTIFY_MIN_INTV in kernel/cgroup/cgroup.c).
 evidence = {row["label"]: row["text"] for row in found()["Evidence"]}  # type: ignore[attr-defined]
 contains("counters", evidence.get("Memory", ""), "limit 96M")
-check("processes killed were counted", " 0 processes killed" in evidence.get("Memory", " 0 processes killed"), False)
+check("no counter says 0", ": 0" in evidence.get("Memory", ": 0"), False)
 contains("event", ctl("events", "hog", "--kind", "cause"), "memory limit of 96M")
 user("cortexctl", "unregister", "--force", "hog")
 hog.unlink()

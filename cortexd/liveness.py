@@ -1,0 +1,128 @@
+"""What probes lead to: the watching of models that are ready, an event for every change, and the end of a run that is dead."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable
+
+from cortexd import gpus
+from cortexd.catalog import Catalog
+from cortexd.door import Door
+from cortexd.errors import CortexError
+from cortexd.events import Ending, Priority
+from cortexd.health.monitor import Monitor, Watched
+from cortexd.health.policy import Change, Decision, HealthState, Verdict
+from cortexd.health.probe import Prober
+from cortexd.recorder import Recorder
+from cortexd.registered import Model
+from cortexd.startup import processes
+from cortexd.systemd.protocol import UNKNOWN, Systemd, UnitState
+from cortexd.units.files import FileState
+
+log = logging.getLogger(__name__)
+
+
+class Liveness:
+    """One per daemon. `on_change` is called with a model's name whenever its health has changed."""
+
+    def __init__(
+        self, catalog: Catalog, systemd: Systemd, prober: Prober, recorder: Recorder, on_change: Callable[[str], None]
+    ) -> None:
+        self._catalog, self._systemd, self._recorder, self._on_change = catalog, systemd, recorder, on_change
+        self._monitor = Monitor(prober, self.judged)
+        self.door = Door(catalog.secrets, systemd)
+
+    async def close(self) -> None:
+        """Watch no more."""
+        await self._monitor.close()
+
+    def resumed(self) -> None:
+        """The machine has slept."""
+        self._monitor.resumed()
+
+    def forget(self, name: str) -> None:
+        """Watch a model no more."""
+        self._monitor.forget(name)
+
+    def watch(self, model: Model, unit: UnitState) -> None:
+        """Watch a model that is ready, or no longer, as its settings and its unit say."""
+        if model.health.run != unit.invocation_id:
+            model.health = HealthState(run=unit.invocation_id)
+        if unit.active_state == "active" and model.spec.health.enabled and model.endpoint:
+            # A unit that is not ours may lack the waiter: active does not mean ready then.
+            grace = 0.0 if model.file_state is FileState.CURRENT else model.spec.health.startup_delay
+            self._monitor.watch(self._watched(model, unit.invocation_id, grace))
+        else:
+            self._monitor.forget(model.name)
+            if unit.active_state == "active":
+                model.health = HealthState(run=unit.invocation_id)
+
+    def _watched(self, model: Model, run: str, grace: float) -> Watched:
+        def current() -> str:
+            unit = self._systemd.cached(model.unit)
+            return unit.invocation_id if unit.active_state == "active" else ""
+
+        async def cpu() -> int | None:
+            try:
+                used = (await self._systemd.usage([model.unit]))[model.unit].cpu_nsec
+            except CortexError:
+                return None
+            return None if used == UNKNOWN else used
+
+        return Watched(
+            name=model.name,
+            run=run,
+            current=current,
+            policy=lambda: model.spec.health,
+            server=lambda: self.door.server(model),
+            cpu=cpu,
+            gpu=gpus.Meter(lambda: processes(self._systemd.cached(model.unit).control_group)),
+            grace=grace,
+        )
+
+    async def judged(self, name: str, before: HealthState, verdict: Verdict) -> None:
+        """A round of probes came to this; nothing of it holds for a run that is gone."""
+        model, after = self._catalog.models.get(name), verdict.state
+        if model is None or self._systemd.cached(model.unit).invocation_id != after.run:
+            return
+        model.health, tell = after, self._recorder.tell
+        for change in verdict.changes:
+            if change is Change.DEGRADED:
+                tell(model, "degraded", f"health probe failed: {after.reason}", Priority.WARNING)
+            elif change is Change.BUSY:
+                tell(model, "busy", after.reason)
+            elif change is Change.RECOVERED and before.failures:
+                tell(model, "recovered", f"healthy again after {before.failures} failed probes")
+            elif change is Change.RECOVERED:
+                tell(model, "recovered", "answers again, after it was busy")
+            elif change is Change.AFRESH:
+                message = "the machine slept or stalled: failed probes are counted from the beginning"
+                tell(model, "health-afresh", message)
+        if verdict.decision is Decision.RESTART:
+            await self.condemn(model, after, first=Change.CONDEMNED in verdict.changes)
+        if after != before:
+            self._on_change(name)
+
+    async def condemn(self, model: Model, health: HealthState, *, first: bool = True) -> None:
+        """End this run, and this run only: systemd's own Restart= starts the next, with its pause and its count.
+
+        SIGKILL, since a hung server would sit out TimeoutStopSec, and since a clean exit on SIGTERM is no failure to
+        Restart=on-failure. What a person stopped meanwhile has no such run any more.
+        """
+        what = f"{health.failures} health probes failed in a row, the last: {health.reason}"
+        if model.spec.restart.restart == "no":
+            if first:
+                message = f"{what}; not restarted, since Restart=no"
+                self._recorder.tell(model, "unhealthy", message, Priority.ERROR)
+            return
+        if first:
+            coming = "its restart budget is spent with that" if model.on_its_last_run else "systemd starts it again"
+            message = f"{what}; it is killed and {coming}"
+            self._recorder.tell(model, "health-restart", message, Priority.ERROR)
+        model.ending = Ending(health.run, "health", signal.SIGKILL)
+        try:
+            if not await self._systemd.kill_run(health.run, signal.SIGKILL):
+                log.info("%s: its unhealthy run was over already", model.name)
+        except CortexError as e:
+            log.error("%s: its unhealthy run could not be ended, which the next probe tries again: %s", model.name, e)
