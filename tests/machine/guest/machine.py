@@ -211,8 +211,6 @@ PUPPET = HOME / "puppet"
 
 def register_puppet(name: str, *words: str, pause: int = 1) -> None:
     """A model whose server is puppet.py; `pause`: seconds before systemd restarts it."""
-    if not PUPPET.exists():
-        user("install", "-m", "755", str(HOST / "guest/puppet.py"), str(PUPPET))
     fixed = (
         f"--path {HOME}/tiny.gguf --backend llamacpp --exec {PUPPET} --gpus none --port auto --set RestartSec={pause}"
     )

@@ -1,10 +1,11 @@
 """A user who never logged in installs cortexd from a clone, and the daemon runs."""
 
-from machine import CLONE, HOME, HOST, check, files_at_home, keep, need, properties, slices, user, user_manager
+from machine import CLONE, HOME, HOST, PUPPET, check, files_at_home, keep, need, properties, slices, user, user_manager
 
 need("user manager runs", user_manager(), "active")
 user("cp", "-a", str(HOST / "src"), str(CLONE))
 user("cp", "-a", str(HOST / "llama"), str(HOST / "tiny.gguf"), str(HOME))
+user("install", "-m", "755", str(HOST / "guest/puppet.py"), str(PUPPET))
 keep("home", files_at_home())
 keep("slices", slices())
 

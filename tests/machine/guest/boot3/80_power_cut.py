@@ -17,7 +17,7 @@ from typing import Any
 
 from machine import HOME, HOST, check, ctl, cut_power, daemon, need, properties, report, until, user
 
-MOMENTS = (0.15, 0.4, 0.65, 0.9, "the answer")
+MOMENTS = (0.03, 0.15, 0.4, 0.7, "the answer")
 """As parts of the time that the whole usually takes."""
 PLAN = [(case, moment) for case in ("register", "set", "start") for moment in MOMENTS]
 MEMORY = 700  # MiB
