@@ -28,7 +28,7 @@ venv: .venv/installed ## .venv with the package, editable, and what develops it
 lint: venv ## ruff and mypy; shellcheck where it is installed
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check . || { $(BIN)/ruff format --check .; exit 1; }
-	@$(BIN)/mypy --strict --no-error-summary cortexd cortexctl
+	@$(BIN)/mypy --strict --no-error-summary cortexd cortexctl bench
 	@! command -v shellcheck >/dev/null || shellcheck $$(grep -lE '^\#!.*bash' scripts/* .ci/*)
 
 test: deps venv lint ## lint and every test but the whole machines; ARGS="-k name" goes to pytest

@@ -96,12 +96,12 @@ def calls_per_second(clients: list[Client], seconds: float) -> float:
     under_way = len(clients)
     while under_way:
         for key, _ in ready.select():
-            client = key.fileobj
-            assert isinstance(client, Client)
-            client.answer()
+            found = key.fileobj
+            assert isinstance(found, Client)
+            found.answer()
             count += 1
             if time.perf_counter() - begin < seconds:
-                client.send()
+                found.send()
             else:
                 under_way -= 1
     ready.close()

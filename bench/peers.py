@@ -48,7 +48,7 @@ def _cortex(venv: Path) -> None:
             shutil.copytree(source, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, copy / name)
-    _run(venv / "bin" / "python", "-m", "pip", "install", "--quiet", "--upgrade", copy, "dbus-fast>=5")
+    _run(venv / "bin" / "python", "-m", "pip", "install", "--quiet", "--upgrade", copy, "dbus-fast>=5", "jeepney>=0.8")
     shutil.rmtree(copy)
 
 

@@ -40,7 +40,7 @@ def save(path: Path, key: str, found: Mapping[str, Any]) -> None:
 
 def write(results: Path, document: Path, order: Iterable[str]) -> None:
     """The document's generated part and its plots, from results.json."""
-    found = json.loads(results.read_text()) if results.exists() else {"machine": machine(), "rows": {}}
+    found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {"machine": machine(), "rows": {}}
     plots = document.with_suffix("")
     plots.mkdir(exist_ok=True)
     rows = {key: result_of(found["rows"][key]) for key in order if key in found["rows"]}

@@ -19,6 +19,7 @@ while True:
             waiting.register(listener.accept()[0], selectors.EVENT_READ)
             continue
         client = key.fileobj
+        assert isinstance(client, socket.socket)
         try:
             if client.recv(65536):
                 client.sendall(ANSWER)

@@ -10,13 +10,18 @@ _KEYS = ("directive", "requested", "effect", "why")
 _HEAD = ("DIRECTIVE", "REQUESTED", "EFFECT", "WHY")
 _EFFECT = 2
 _FAILED = ("not in force", "unknown")
+_OPEN = "security="
+"""How a warning begins that is about a profile without a sandbox, or without a fence (cortexd/checks.py)."""
 
 
 def security(context: Context) -> int:
     """A table for each model; success where all that was asked for is in force, or could not be done anyway."""
     args, out = context.args, context.out
     options = {"probe": ("b", True)} if args.probe else {}
-    missing, names = False, context.names(args.names)
+    missing, found = False, context.models(args.names, properties=["Name", "Warnings"])
+    names = [info["Name"] for info in found]
+    for info in found:
+        context.warn(info["Name"], [text for text in info["Warnings"] if text.startswith(_OPEN)])
     calls = {name: model_call(name, "GetSecurity", "a{sv}", options) for name in names}
     for number, (name, (rows,)) in enumerate(context.each(calls)):
         missing = missing or any(row[_EFFECT] in _FAILED for row in rows)

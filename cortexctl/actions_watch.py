@@ -13,10 +13,16 @@ from cortexd.names import model_path
 
 TYPE_CHECKING = False  # see cortexctl.bus
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cortexctl.bus import Call
     from cortexctl.context import Info
 
 _LOST = ("stopped", "failed")
 """States from which a model does not become ready by itself."""
+_WELL = ("healthy", "busy")
+_INTERVAL = 2.0
+"""Seconds until a model that is not well is asked again, if nothing is heard of it before."""
 
 
 def wait(context: Context, *, quiet: bool = False) -> int:
@@ -89,19 +95,56 @@ def _report(context: Context, info: Info, quiet: bool) -> None:
 
 
 def health(context: Context) -> int:
-    """Probe models now; with --wait, once they are ready. A server that is only busy is well."""
+    """Probe models now; with --wait, until they are well or will not be. A server that is only busy is well."""
     out, code = context.out, OK
     patterns = context.args.names
+    deadline = None if context.args.timeout is None else time.monotonic() + context.args.timeout
     if context.args.wait and (failed := wait(context, quiet=True)):
         return failed
-    for name, (result,) in context.on_models(patterns, lambda name: model_call(name, "CheckHealth")):
+    found = dict(context.on_models(patterns, _check))
+    if context.args.wait:
+        _until_well(context, found, deadline)
+    for name, (result,) in found.items():
         word = result["Health"] if result["Health"] != "unknown" else result["State"]
         out.result({"Name": name, **result}, f"{name} is {out.paint(word, word)}{clean(_details(result, time.time()))}")
         if result["Health"] != "unknown" and not out.json and not out.quiet:
             _history(context, result["History"])
-        if result["Health"] not in ("healthy", "busy"):
+        if result["Health"] not in _WELL:
             code = FAILURE
     return code
+
+
+def _check(name: str) -> Call:
+    return model_call(name, "CheckHealth")
+
+
+def _until_well(context: Context, found: dict[str, tuple[Info]], deadline: float | None) -> None:
+    """Ask those that are not well again, now and then and when the daemon says that their state is another, until each is well
+    or at rest, or `deadline` (of time.monotonic()) has passed. `found`: the last answer of each; who is gone is left out."""
+    while unwell := [name for name, (result,) in found.items() if _may_recover(result)]:
+        due = time.monotonic() + _INTERVAL
+        if deadline is not None and deadline <= time.monotonic():
+            return
+        _await_change(context, unwell, due if deadline is None else min(due, deadline))
+        answers = dict(context.on_models(unwell, _check))
+        for name in unwell:
+            if name in answers:
+                found[name] = answers[name]
+            else:
+                del found[name]
+
+
+def _await_change(context: Context, names: Sequence[str], due: float) -> None:
+    """Return when a model's state or health has changed, or at `due`."""
+    paths = [model_path(name) for name in names]
+    while (left := due - time.monotonic()) > 0:
+        signal = context.bus.next_signal(left)
+        if signal and signal.path in paths and signal.body[1].keys() & {"State", "Health"}:
+            return
+
+
+def _may_recover(result: Info) -> bool:
+    return result["Health"] not in _WELL and result["State"] not in _LOST
 
 
 def _details(result: Info, now: float) -> str:
@@ -110,11 +153,20 @@ def _details(result: Info, now: float) -> str:
         coming = result["Next"] if result["State"] in ("starting", "restarting") else "it is not probed"
         said = [result["StateReason"], coming]
         return f"{_elapsed(result, now)}: {'; '.join(part for part in said if part)}"
-    answer = f"{result['Outcome']} in {duration(result['LatencyUSec'] / 1e6)} at {result['Endpoint']}"
+    answer = f"{result['Outcome']} in {duration(result['LatencyUSec'] / 1e6)} at {_place(result['Endpoint'])}"
     busy = f"not counted: {result['StateReason']}" if result["Health"] == "busy" else ""
     failures = f"{result['Failures']} of {result['MaxFailures']} failed probes in a row" if result["Failures"] else ""
     runs = failed_runs(result["FailedRuns"], result["MaxRestarts"]) if result["FailedRuns"] else ""
     return ": " + "; ".join(part for part in (answer, busy or result["Reason"], failures, runs, result["Next"]) if part)
+
+
+def _place(endpoint: str) -> str:
+    """What was asked: the URL, or of a server on a Unix socket the path and its socket."""
+    words = endpoint.split()
+    if len(words) != 3:
+        return endpoint
+    _, socket, url = words
+    return f"{url.removeprefix('http://localhost')} of {socket}"
 
 
 def _elapsed(result: Info, now: float) -> str:

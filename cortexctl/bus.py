@@ -98,7 +98,11 @@ class Bus:
         self._autostart = autostart
         self._buffer = bytearray()
         self._serial = 0
-        self._hello = self._send(bus_call("Hello"))  # its answer tells nothing that is needed
+        try:
+            self._hello = self._send(bus_call("Hello"))  # its answer tells nothing that is needed
+        except CtlError:
+            self.close()
+            raise
         self._replies: dict[int, tuple[Any, ...] | DBusError] = {}
         self._answered = not autostart
         self.signals: deque[Signal] = deque()
@@ -216,8 +220,8 @@ def _diagnose() -> ModuleType:
 
 def _connect(where: str) -> _socket.socket:
     """A socket on which the bus has let us in (D-Bus specification, authentication protocol)."""
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         sock.settimeout(_LET_IN)
         sock.connect(_name(where))
         sock.sendall(b"\0AUTH EXTERNAL %b\r\n" % str(os.geteuid()).encode().hex().encode())
@@ -231,6 +235,7 @@ def _connect(where: str) -> _socket.socket:
         sock.sendall(b"BEGIN\r\n")
         return sock
     except (OSError, ValueError) as e:
+        sock.close()
         reason = os.strerror(e.errno) if isinstance(e, OSError) and e.errno else str(e) or type(e).__name__
     raise DaemonError(
         "BusUnavailable",

@@ -130,7 +130,8 @@ def _health(info: Info) -> str:
     text: str = info["Health"]
     if info["HealthFailures"]:
         before = " before that" if text == "busy" else ""
-        text += f" ({info['HealthFailures']} failed probes in a row{before})"
+        count = info["HealthFailures"]
+        text += f" ({f'{count} failed probes in a row' if count > 1 else 'one failed probe'}{before})"
     return f"{text}: {info['HealthReason']}" if info["HealthReason"] else text
 
 

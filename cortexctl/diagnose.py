@@ -14,6 +14,8 @@ from cortexd.version import VERSION
 
 UNIT = "cortexd.service"
 SYSTEMD = "org.freedesktop.systemd1"
+_ONCE_REPAIRED = "once repaired: 'systemctl --user start cortexd'"
+"""The bus starts nothing for two minutes after an attempt that failed, and what it said stands until then."""
 _SEE = f"see 'systemctl --user status {UNIT}' and 'journalctl --user -u {UNIT}'"
 
 _ABSENT = ("ServiceUnknown", "NameHasNoOwner")
@@ -94,7 +96,7 @@ def failure(unit: Mapping[str, Any]) -> CtlError | None:
     status = unit.get("ExecMainStatus")
     reason = f"{unit.get('Result')}, status {status}" if status else str(unit.get("Result"))
     if status == UNUSABLE and unit.get("StatusText"):
-        return DaemonError("DaemonUnavailable", f"cortexd does not start: {unit['StatusText']}")
+        return DaemonError("DaemonUnavailable", f"cortexd does not start: {unit['StatusText']}; {_ONCE_REPAIRED}")
     return DaemonError("DaemonUnavailable", f"cortexd does not start: {UNIT} failed ({reason}); {_SEE}")
 
 

@@ -34,6 +34,7 @@ _COLORS = {
     "failing": "31",
     "failed": "31",
     "in force": "32",
+    "covered": "32",
     "moot": "2",
     "off": "2",
     "not in force": "31",

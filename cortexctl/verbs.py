@@ -203,7 +203,7 @@ VERBS: dict[str, Verb] = {
     "health": Verb(
         "watch:health",
         "Ask the health endpoint now; its last outcomes, and what happens at the next failure",
-        (NAMES, _flag("--wait", help="wait until it is ready before it is asked"), TIMEOUT),
+        (NAMES, _flag("--wait", help="wait until it is well, and fail as soon as it cannot be"), TIMEOUT),
     ),
     "url": Verb("watch:url", "Print the address to send requests to", (NAMES,)),
     "check": Verb("check:check", "What would keep models from starting: files, program, sandbox, GPUs, hub", (NAMES,)),

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
 _T = TypeVar("_T")
+Began = Callable[[asyncio.subprocess.Process], None]
 
 _DRAIN_SECONDS = 1.0
 _MAX_THREADS = 32
 _running = threading.Semaphore(_MAX_THREADS)
+
+
+def unwaiting(path: str, flags: int) -> int:
+    """An opener for open(), which then closes also what it refuses (a folder): a FIFO would let us wait for ever."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+
+
+def unlinked(path: str, flags: int) -> int:
+    """The same, for what may not be a link."""
+    return unwaiting(path, flags | os.O_NOFOLLOW)
 
 
 async def in_thread(seconds: float, function: Callable[[], _T]) -> _T:
@@ -45,22 +57,26 @@ async def in_thread(seconds: float, function: Callable[[], _T]) -> _T:
         with suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, value, error)
 
-    threading.Thread(target=work, name="diagnosis", daemon=True).start()
+    try:
+        threading.Thread(target=work, name="diagnosis", daemon=True).start()
+    except RuntimeError:  # no more threads: TasksMax=
+        _running.release()
+        raise TimeoutError from None
     async with asyncio.timeout(seconds):
         return await result
 
 
-async def output(*command: str, seconds: float, limit: int) -> bytes:
+async def output(*command: str, seconds: float, limit: int, began: Began | None = None) -> bytes:
     """The first `limit` bytes of what a program prints; nothing if it cannot be run, or takes longer than `seconds`."""
     try:
-        return await printed(*command, seconds=seconds, limit=limit)
+        return await printed(*command, seconds=seconds, limit=limit, began=began)
     except (OSError, TimeoutError):
         return b""
 
 
-async def printed(*command: str, seconds: float, limit: int) -> bytes:
+async def printed(*command: str, seconds: float, limit: int, began: Began | None = None) -> bytes:
     """The first `limit` bytes of what a program prints. Raises OSError if it cannot be run, and TimeoutError if it takes
-    longer than `seconds`."""
+    longer than `seconds`: then it is killed, which may not end it at once. `began` is called with its process."""
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
@@ -68,6 +84,8 @@ async def printed(*command: str, seconds: float, limit: int) -> bytes:
         stderr=asyncio.subprocess.DEVNULL,
     )
     assert process.stdout is not None
+    if began:
+        began(process)
     try:
         async with asyncio.timeout(seconds):
             found = b""

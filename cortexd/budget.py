@@ -42,6 +42,14 @@ class Budget:
         """Failed runs in a row."""
         return len(self._failed)
 
+    def knows(self, run: str) -> bool:
+        """Whether something was told of that run since it began to count."""
+        return run in self._known
+
+    def failed_with(self, run: str) -> int:
+        """Failed runs in a row, this one among them."""
+        return len(self._failed | {run})
+
     def spent(self, most: int) -> bool:
         """Whether so many failed runs in a row are all that it may have."""
         return self.failed >= most
@@ -75,3 +83,14 @@ class Budget:
         self.start_limit = False
         self._failed.clear()
         self._known.clear()
+
+
+def failed_runs(count: int) -> str:
+    """How many runs failed, in words."""
+    return "1 run failed" if count == 1 else f"{count} runs failed in a row"
+
+
+def with_last(what: str, why: str) -> str:
+    """How many runs failed, and why the last one did, which may be the only one; `why` may be empty."""
+    joined = ", the last: " if what.endswith("in a row") else ": "
+    return what + joined + why if why else what

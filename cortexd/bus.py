@@ -249,7 +249,9 @@ class _Subscription:
         rule = self.rule
         namespace = rule.get("path_namespace")
         return (
-            rule.get("interface", signal.interface) == signal.interface
+            # Anybody can send us a signal in the bus's name; who owns another name, Peer knows.
+            (rule.get("sender") != DBUS or signal.sender == DBUS)
+            and rule.get("interface", signal.interface) == signal.interface
             and rule.get("member", signal.member) == signal.member
             and rule.get("path", signal.path) == signal.path
             and (namespace is None or signal.path == namespace or signal.path.startswith(namespace + "/"))

@@ -23,7 +23,7 @@ from cortexd.intents import UNBORN, Intents
 from cortexd.limits import LIMITS
 from cortexd.live import LiveLimits
 from cortexd.model import ModelSpec, parse_settings, stored_settings
-from cortexd.names import check_name
+from cortexd.names import MAX_MODELS, check_name
 from cortexd.rebuild import rebuild
 from cortexd.registered import Definition, Model
 from cortexd.registration import Caller, fill_in
@@ -40,9 +40,6 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-MAX_MODELS = 4096
-"""Models that can be registered; one more is Busy."""
-
 
 class Catalog:
     """All models by name. Changes go: check everything → database → unit file → reload; a failure undoes what was done."""
@@ -51,7 +48,7 @@ class Catalog:
         self._scope, self._store, self._systemd, self._intents = scope, store, systemd, intents
         self._definer = Definer(scope, tools)
         self.units = UnitFiles(scope, tools)
-        self.live = LiveLimits(scope, systemd)
+        self.live = LiveLimits(scope, systemd, intents)
         self.secrets = Secrets(scope.secrets)
         self.models: dict[str, Model] = {}
         self.warnings: list[str] = []
@@ -96,6 +93,8 @@ class Catalog:
         for spec in self._specs():
             by_port.setdefault(spec.port, []).append(spec)
         for model in self.models.values() if models is None else models:
+            if self.models.get(model.name) is not model:
+                continue  # unregistered while somebody looked at it
             found = list(
                 warnings_of(model.spec, model.definition.backend, by_port[model.spec.port], model.definition.explicit)
             )
@@ -122,6 +121,10 @@ class Catalog:
         if model.secrets_problem:  # the server may be open to everybody without its key
             raise StoreFailed(model.secrets_problem)
         await _look(self._check, model.spec)
+        new = await _look(self._definer.again, model)  # links may lead elsewhere than they did
+        if new.text != model.definition.text:
+            model.definition = new
+            await self._write_unit(model)
 
     def _check(self, spec: ModelSpec) -> None:
         check_spec(spec, backend_of(spec.backend, self._scope), self._scope)
@@ -220,7 +223,7 @@ class Catalog:
     async def _settle_limits(self) -> None:
         """Finish the changes of limits in which a daemon was killed."""
         models = self.models.values()
-        self.warnings += await self.live.clean({model.unit: model.spec.limits for model in models})
+        self.warnings += await self.live.clean(await self._store.unfinished())
         await self.live.settle({m.unit: m.spec for m in models if self._systemd.cached(m.unit).running})
 
     async def ensure_unit(self, model: Model) -> None:
@@ -387,7 +390,7 @@ class Catalog:
             undone = Event(model=model.name, kind="set-failed", message=str(e) or "interrupted", actor=caller.actor)
             await self._store.save_model(model.name, old.explicit, undone, undo=True)
             if limited:
-                await self.live.undo(model.unit, old.spec.limits, new.spec.limits)
+                await self.live.undo(model.unit, old.spec.limits)
             raise
 
     async def _limit(self, model: Model, old: Definition) -> list[str]:

@@ -21,6 +21,8 @@ from cortexd.units.render import sockets_folder
 _FIRST_UNPRIVILEGED = 1024
 _MAX_SOCKET_PATH = 107
 """Bytes (unix(7))."""
+_ASKED = '[!-"$-~]'
+"""A character of what is asked of a server: printable, and not the # after which a URL says what concerns the client alone."""
 UNPROTECTED = "its server has no sandbox, and can do whatever you can"
 OPEN_TO_ALL = "anybody who reaches this machine can use the model, and it asks for no key"
 """What the client shows louder than other warnings."""
@@ -48,11 +50,11 @@ def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
         _check_socket(spec, backend, scope)
     else:
         check_host(spec.host)
-    if spec.health.endpoint and not re.fullmatch(r"/[!-~]*", spec.health.endpoint):
+    if spec.health.endpoint and not re.fullmatch(rf"/{_ASKED}*", spec.health.endpoint):
         fault = "must begin with /"
         if spec.health.endpoint.startswith("/"):
-            odd = re.findall(r"[^!-~]", spec.health.endpoint)[0]
-            fault = f"has the character {odd!r}, which no URL has; write it as {quote(odd)}"
+            odd = re.sub(_ASKED, "", spec.health.endpoint)[0]
+            fault = f"has the character {odd!r}, which no server is asked for; write it as {quote(odd)}"
         raise InvalidConfig(f"health.endpoint={spec.health.endpoint!r}: {fault}")
     if spec.limits.memory_high > spec.limits.memory:
         raise InvalidConfig(
@@ -155,6 +157,11 @@ def warnings_of(
         yield note
     if spec.hardening.security == "none":
         yield f"security=none: {UNPROTECTED}; for debugging only, then 'cortexctl set {spec.name} security='"
+    elif spec.hardening.security == "baseline":
+        yield (
+            f"security=baseline: its server can read and write what you can, other models' secrets too; "
+            f"'cortexctl set {spec.name} security=' fences it, where this machine gives its users namespaces"
+        )
     same = [o.name for o in others if o.name != spec.name and o.port == spec.port and overlap(o.host, spec.host)]
     if same and not spec.socket:
         who = f"model {same[0]} has" if len(same) == 1 else f"models {same[0]} and {len(same) - 1} more have"

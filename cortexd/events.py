@@ -45,6 +45,12 @@ class Ending:
     run: str = ""
     by: str = ""
     signal: int = 0
+    reason: str = field(default="", compare=False)
+    """Why, where it was no person's wish."""
+
+    def stops(self, run: str) -> bool:
+        """Whether it is a stop of that run: what else is done to the run then makes it nobody's failure."""
+        return self.run == run and self.by in ("stop", "gave-up")
 
 
 def shown_settings(settings: Mapping[str, object]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+from asyncio.subprocess import Process
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +44,34 @@ def parse(text: bytes) -> dict[int, int]:
     return found
 
 
-async def shares() -> dict[int, float]:
-    """What each process uses of NVIDIA's GPUs now, in GPUs: `nvidia-smi pmon`, which looks for about a second."""
-    program = shutil.which("nvidia-smi")
-    if not program:
-        return {}
-    return parse_shares(await output(program, "pmon", "-c", "1", "-s", "u", seconds=_SECONDS, limit=_MAX_OUTPUT))
+class Shares:
+    """What each process uses of NVIDIA's GPUs now: one look for all who ask, and none while the program of the last one is still
+    there: a driver that hangs keeps it from ending, killed or not, and others would pile up beside it."""
+
+    def __init__(self) -> None:
+        self._look: asyncio.Task[dict[int, float]] | None = None
+        self._program: Process | None = None
+
+    async def now(self) -> dict[int, float]:
+        """In GPUs, by process: `nvidia-smi pmon`, which looks for about a second; nothing where it does not tell."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._ask())
+        return await asyncio.shield(self._look)
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._look:
+            self._look.cancel()
+
+    async def _ask(self) -> dict[int, float]:
+        program = shutil.which("nvidia-smi")
+        if not program or (self._program is not None and self._program.returncode is None):
+            return {}
+        command = (program, "pmon", "-c", "1", "-s", "u")
+        return parse_shares(await output(*command, seconds=_SECONDS, limit=_MAX_OUTPUT, began=self._began))
+
+    def _began(self, program: Process) -> None:
+        self._program = program
 
 
 def parse_shares(text: bytes) -> dict[int, float]:
@@ -98,10 +121,12 @@ def can_tell() -> bool:
 
 
 class Meter:
-    """The GPU time of one run, added up from look to look. `pids` tells its processes, and may block."""
+    """The GPU time of one run, added up from look to look. `pids` tells its processes, and may block; `shares` is everybody's."""
 
-    def __init__(self, pids: Callable[[], Collection[int]], clock: Callable[[], float] = time.monotonic) -> None:
-        self._pids, self._clock = pids, clock
+    def __init__(
+        self, pids: Callable[[], Collection[int]], shares: Shares, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._pids, self._shares, self._clock = pids, shares, clock
         self._looked: float | None = None
         self._engines: Mapping[str, int] = {}
         self.total = 0
@@ -113,7 +138,7 @@ class Meter:
         if not can_tell():
             return
         pids = await asyncio.to_thread(self._pids)
-        engines, share = await asyncio.gather(asyncio.to_thread(engine_times, pids), shares())
+        engines, share = await asyncio.gather(asyncio.to_thread(engine_times, pids), self._shares.now())
         now = self._clock()
         if self._looked is not None:
             elapsed = min(now - self._looked, _MAX_ELAPSED)

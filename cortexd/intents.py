@@ -26,14 +26,27 @@ class Intents:
         """What is over, and could not be written down as that."""
 
     @asynccontextmanager
-    async def doing(self, intent: Intent, done: Event | None = None) -> AsyncIterator[None]:
-        """The steps stand inside. An error that the caller is told of ends it, too; `done` is the event of success."""
+    async def doing(
+        self, intent: Intent, done: Event | None = None, *, asked: Event | None = None
+    ) -> AsyncIterator[None]:
+        """The steps stand inside. An error that the caller is told of ends it, too; `asked` is the event that goes before the
+        first step, `done` that of success."""
+        number = await self.begin(intent, asked)
+        async with self.ending(number, done):
+            yield
+
+    async def begin(self, intent: Intent, asked: Event | None = None) -> int:
+        """Write it down; whoever does this has to see to its `ending`."""
         for number, event in list(
             self._unended.items()
         ):  # else the next daemon would do it once more, over what comes now
             await self._store.end(number, event)
             self._unended.pop(number, None)
-        number = await self._store.begin(intent)
+        return await self._store.begin(intent, asked)
+
+    @asynccontextmanager
+    async def ending(self, number: int, done: Event | None = None) -> AsyncIterator[None]:
+        """See `doing`."""
         try:
             yield
         except asyncio.CancelledError:

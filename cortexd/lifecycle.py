@@ -20,9 +20,10 @@ from cortexd.intents import Intents
 from cortexd.jobs import Job, JobState, JobTable, Work
 from cortexd.registered import Model
 from cortexd.registration import Caller
+from cortexd.runs import NO_MORE_RUNS
 from cortexd.states import describe_end
 from cortexd.store import Intent, Store
-from cortexd.systemd.protocol import Systemd, SystemdJob
+from cortexd.systemd.protocol import Systemd, SystemdJob, UnitState
 from cortexd.units.render import missing_folders, probe_address
 
 CAUSE_SECONDS = 1.0
@@ -78,8 +79,8 @@ class Lifecycle:
                         await self._check_port(model)
                 await self._catalog.ensure_unit(model)
                 self._catalog.check_loaded(model)
-                await self.record(model, "start", "start asked for", caller)
-                async with self._intents.doing(Intent(model=name, kind="start", actor=caller.actor)):
+                asked = self.event(model, "start", "start asked for", caller)
+                async with self._intents.doing(Intent(model=name, kind="start", actor=caller.actor), asked=asked):
                     if unit.active_state != "active":
                         await self._systemd.reset_failed(model.unit)  # a person's start is no part of a crash loop
                     if unit.sub_state.startswith("auto-restart"):
@@ -87,7 +88,6 @@ class Lifecycle:
                         queued = await self._systemd.restart_unit(model.unit)
                     else:
                         queued = await self._systemd.start_unit(model.unit)
-                await self._systemd.refresh(model.unit)
         return self._spawn_start("start", model, lambda job: self._await_start(model, queued, job), warnings)
 
     def _spawn_start(self, kind: str, model: Model, work: Work, warnings: Iterable[str]) -> Job:
@@ -150,8 +150,8 @@ class Lifecycle:
         cause = await self.cause_of(unit.invocation_id, CAUSE_SECONDS) if unit.invocation_id else None
         told = cause.sentence if cause else describe_end(unit)
         why = told or (f"systemd says {result!r}" if result != "done" else "it ended at once")
-        again = "; systemd tries again" if unit.sub_state.startswith("auto-restart") else ""
-        raise JobFailed(why + again)
+        coming = NO_MORE_RUNS if model.is_last(unit.invocation_id) else "systemd tries again"
+        raise JobFailed(f"{why}; {coming}" if unit.sub_state.startswith("auto-restart") else why)
 
     async def _follow(self, model: Model, job: Job) -> bool:
         """Wait for the later start that superseded `job`, if there is one: its end, well or not, is the end of both."""
@@ -179,16 +179,24 @@ class Lifecycle:
         """Stop a model in whatever phase it is; it ends stopped, never failed."""
         self.check_open()
         model = self._catalog.get(name)
-        await self.record(model, "stop", "stop asked for", caller)
+        asked = self.event(model, "stop", "stop asked for", caller)
+        intent = Intent(model=name, kind="stop", details={"run": asked.invocation_id}, actor=caller.actor)
+        number = await self._intents.begin(intent, asked)  # before anybody is told that there is a job
         model.latest_start = None
-        run = self._systemd.cached(model.unit).invocation_id
-        intent = Intent(model=name, kind="stop", details={"run": run}, actor=caller.actor)
 
         async def work(job: Job) -> None:
-            async with self._intents.doing(intent):
+            async with self._intents.ending(number):
                 await self.stop_and_wait(model, job)
 
-        return self.jobs.spawn("stop", name, work)
+        return await self._begun(number, lambda: self.jobs.spawn("stop", name, work))
+
+    async def _begun(self, number: int, spawn: Callable[[], Job]) -> Job:
+        """Spawn the job that sees to an intent's ending."""
+        try:
+            return spawn()
+        except BaseException:
+            async with self._intents.ending(number):
+                raise
 
     def go_on_stopping(self, model: Model) -> Job:
         """Finish a stop in which a daemon was killed."""
@@ -197,7 +205,9 @@ class Lifecycle:
     async def stop_and_wait(self, model: Model, job: Job) -> Ending:
         """Stop a model as part of a job; an end that was not clean is a warning of the job's. Returns what it left as the
         model's ending: another one there means that another stop was asked for meanwhile."""
-        unit = await self._systemd.refresh(model.unit)
+        unit = self._systemd.cached(model.unit)
+        if not unit.running:
+            unit = await self._systemd.refresh(model.unit)
         was_running, was_loading = unit.running, unit.active_state == "activating"
         ending = Ending(unit.invocation_id, "stop")
         if unit.load_state == "not-found" and unit.active_state == "inactive":
@@ -209,29 +219,20 @@ class Lifecycle:
             raise JobCanceled(f"the stop of {model.name} was superseded by a start")
         unit = self._systemd.cached(model.unit)
         if unit.active_state == "failed":
-            if was_loading and unit.result == "exit-code":
-                # With what a server exits that was interrupted while it loaded tells nothing.
-                run = unit.invocation_id
-                await self._store.add_event(
-                    Event(model=model.name, kind="stopped", message="stopped", invocation_id=run)
-                )
-            elif was_running:
-                await self._report_unclean(model, job)
-            await self._systemd.reset_failed(model.unit)
-            unit = await self._systemd.refresh(model.unit)
+            event = Event(model=model.name, kind="stopped", message="stopped", invocation_id=unit.invocation_id)
+            # With what a server exits that was interrupted while it loaded tells nothing.
+            if was_running and not (was_loading and unit.result == "exit-code"):
+                message = _unclean(unit, model.plan.stop_seconds)
+                job.warnings.append(message)
+                event = replace(event, kind="stop-unclean", message=message, priority=Priority.WARNING)
+            if model.ending is ending or model.ending != ending:  # else it is told by a later stop of the same run
+                if was_running:
+                    await self._store.add_event(event)
+                await self._systemd.reset_failed(model.unit)
+                unit = await self._systemd.refresh(model.unit)
         if unit.running:
             raise JobFailed(f"it is still {unit.active_state} ({unit.sub_state}); see 'cortexctl logs {model.name}'")
         return ending
-
-    async def _report_unclean(self, model: Model, job: Job) -> None:
-        unit = self._systemd.cached(model.unit)
-        message = f"it did not end cleanly: {describe_end(unit)}"
-        if unit.result == "timeout":
-            message = f"it did not end within {model.plan.stop_seconds} s and was killed"
-        job.warnings.append(message)
-        kind, run = "stop-unclean", unit.invocation_id
-        event = Event(model=model.name, kind=kind, message=message, priority=Priority.WARNING, invocation_id=run)
-        await self._store.add_event(event)
 
     async def restart(self, name: str, caller: Caller) -> Job:
         """Restart, or start if it does not run. A start under way is stopped first: systemd would merge the two."""
@@ -245,18 +246,20 @@ class Lifecycle:
             if model.url != model.definition.url:  # it moves
                 await self._check_port(model)
             await self._catalog.ensure_unit(model)
-            await self.record(model, "restart", "restart asked for", caller)
+            asked = self.event(model, "restart", "restart asked for", caller)
             if unit.active_state == "active":
+                await self._store.add_event(asked)
                 with bringing_to_end(model, Ending(unit.invocation_id, "stop")):
                     await self._systemd.reset_failed(model.unit)
                     queued = await self._systemd.restart_unit(model.unit)
                 return self._spawn_start("restart", model, lambda job: self._await_start(model, queued, job), warnings)
+            number = await self._intents.begin(Intent(model=name, kind="restart", actor=caller.actor), asked)
 
         async def stop_then_start(job: Job) -> None:
             try:
-                async with self._intents.doing(Intent(model=name, kind="restart", actor=caller.actor)):
-                    asked = await self.stop_and_wait(model, job)
-                    if model.ending is not asked:
+                async with self._intents.ending(number):
+                    ending = await self.stop_and_wait(model, job)
+                    if model.ending is not ending:
                         raise JobCanceled(f"the restart of {name} was superseded by a stop")
                     await self._systemd.reset_failed(model.unit)
                     queued = await self._systemd.start_unit(model.unit)
@@ -266,7 +269,13 @@ class Lifecycle:
                 raise
             await self._await_start(model, queued, job)
 
-        return self._spawn_start("restart", model, stop_then_start, warnings)
+        return await self._begun(number, lambda: self._spawn_start("restart", model, stop_then_start, warnings))
+
+
+def _unclean(unit: UnitState, stop_seconds: float) -> str:
+    if unit.result == "timeout":
+        return f"it did not end within {stop_seconds} s and was killed"
+    return f"it did not end cleanly: {describe_end(unit)}"
 
 
 async def _no_cause(run: str, seconds: float) -> Cause | None:

@@ -6,7 +6,6 @@ Sources: systemd.resource-control(5); admin-guide/cgroup-v2 of the kernel; measu
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -92,25 +91,28 @@ def properties(limits: ResourceLimits) -> dict[Limit, int]:
     return {limit: round(value * 1e6) if limit.setting == "cpu" else int(value) for limit, value in values.items()}
 
 
+_HEADER = (
+    '# This is a drop-in unit file extension, created via "systemctl set-property"\n'
+    "# or an equivalent operation. Do not edit."
+)
+
+
 def left_by_us(limit: Limit, value: int) -> tuple[str, str]:
     """Name and text of the drop-in that SetUnitProperties leaves (measured on 252 and 257)."""
     said = "infinity" if value == INFINITY else str(value)
     if limit.setting == "cpu":
         said = f"{value // 10_000}%"
-    header = '# This is a drop-in unit file extension, created via "systemctl set-property"\n# or an equivalent operation. Do not edit.'
-    return f"50-{limit.directive}.conf", f"{header}\n[Service]\n{limit.directive}={said}\n"
+    return f"50-{limit.directive}.conf", f"{_HEADER}\n[Service]\n{limit.directive}={said}\n"
 
 
 def is_ours(limit: Limit, value: int, text: str) -> bool:
-    """Whether a drop-in's text is what SetUnitProperties leaves of this value. systemd writes CPU time in whole percent, or
-    with two decimals, as its release has it."""
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    if lines[:1] != ["[Service]"] or len(lines) != 2:
-        return False
-    name, _, said = lines[1].partition("=")
-    if limit.setting == "cpu" and re.fullmatch(r"\d{1,9}(\.\d\d)?%", said):
-        return name == limit.directive and float(said[:-1]) in (value // 10_000, value // 100 / 100)
-    return lines[1] == left_by_us(limit, value)[1].splitlines()[-1]
+    """Whether a drop-in's text is, to the byte, what SetUnitProperties leaves of this value. systemd writes CPU time in whole
+    percent, or with two decimals, as its release has it."""
+    whole = left_by_us(limit, value)[1]
+    if limit.setting == "cpu" and value != INFINITY:
+        head = whole.rpartition("=")[0]
+        return text in (whole, f"{head}={value // 10_000}.00%\n", f"{head}={value // 100 / 100:.2f}%\n")
+    return text == whole
 
 
 def assigned(text: str) -> set[str]:
@@ -158,7 +160,12 @@ def _not_enforced(limit: Limit, found: UnitLimits) -> tuple[str, str]:
             f"the kernel has no {limit.file}",
             f"use a kernel that has it ({limit.directive}= in systemd.resource-control(5))",
         )
-    if controller not in found.controllers:
+    return unavailable(controller, found.controllers)
+
+
+def unavailable(controller: str, everywhere: frozenset[str]) -> tuple[str, str]:
+    """Why the user's manager lacks a controller, and what to do. `everywhere`: those of the whole hierarchy."""
+    if controller not in everywhere:
         return f"cgroup v2 has no {controller} controller here", _UNIFIED
     return f"the {controller} controller is not delegated to your manager", DELEGATE
 

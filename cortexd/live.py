@@ -1,7 +1,8 @@
 """Bringing limits to a unit that runs, without a restart.
 
-SetUnitProperties applies them at once, in a drop-in that outranks the unit file. Of these only ours are deleted: those that
-say what the unit file says. What anybody else set, in whatever drop-in, wins and stays.
+SetUnitProperties applies them at once, in a drop-in that outranks the unit file. Of these only those are deleted that we had
+it make, where none was before: what they are is in the database until they are gone, for the next daemon where this one is
+killed. What anybody else set, in whatever drop-in, wins and stays.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from contextlib import suppress
 from pathlib import Path
 
 from cortexd.errors import CortexError
-from cortexd.limits import NOT_APPLIED, Limit, Verdict, assigned, is_ours, properties, verdicts
+from cortexd.intents import Intents
+from cortexd.limits import LIMITS, NOT_APPLIED, Limit, Verdict, assigned, is_ours, properties, verdicts
 from cortexd.model import ModelSpec, ResourceLimits
+from cortexd.names import model_name, unit_name
 from cortexd.scope import Scope
+from cortexd.store import Intent
 from cortexd.systemd.protocol import Systemd
 from cortexd.units import files
 
 log = logging.getLogger(__name__)
+
+KIND = "limits"
+"""Of the intent in which drop-ins of ours may be there."""
 
 
 def control_folder(scope: Scope) -> Path | None:
@@ -30,27 +37,32 @@ def control_folder(scope: Scope) -> Path | None:
 class LiveLimits:
     """Of one scope's units."""
 
-    def __init__(self, scope: Scope, systemd: Systemd) -> None:
+    def __init__(self, scope: Scope, systemd: Systemd, intents: Intents) -> None:
         self._control = control_folder(scope)
-        self._systemd = systemd
+        self._systemd, self._intents = systemd, intents
+        self._made: dict[str, dict[Limit, int]] = {}
+        """By unit, what SetUnitProperties was last asked for."""
 
     async def apply(self, unit: str, limits: ResourceLimits) -> list[str]:
         """Have a running unit held to `limits`, which its unit file says already. Returns what stands in the way, a sentence
         each. Raises UnitFailed, SystemdUnavailable."""
         wanted = properties(limits)
-        await asyncio.to_thread(self._remove, unit, wanted)  # a rest of ours is nobody's word
         state = await self._systemd.refresh(unit)
-        drop_ins = await asyncio.to_thread(directives_of, state.drop_in_paths)
+        paths = [*self._there(unit, wanted), *state.drop_in_paths]  # also what systemd has not read yet
+        drop_ins = await asyncio.to_thread(directives_of, paths)
         theirs = {directive: path for path, found in drop_ins.items() for directive in found}
         ours = {limit: value for limit, value in wanted.items() if limit.directive not in theirs}
         kept: list[str] = []
-        try:
-            if ours:
-                await self._systemd.set_properties(unit, {limit.bus_property: value for limit, value in ours.items()})
-        finally:
-            removed, kept = await asyncio.to_thread(self._remove, unit, ours)
-            if removed or state.need_daemon_reload:
-                await self._systemd.reload()
+        details = {"made": {limit.directive: value for limit, value in ours.items()}}
+        async with self._intents.doing(Intent(model=model_name(unit) or unit, kind=KIND, details=details)):
+            self._made[unit] = ours
+            try:
+                if ours:
+                    await self._systemd.set_properties(unit, {limit.bus_property: n for limit, n in ours.items()})
+            finally:
+                removed, kept = await asyncio.to_thread(self._remove, unit, ours)
+                if removed or state.need_daemon_reload:
+                    await self._systemd.reload()
         return kept + [
             f"{limit.setting}={limit.text(getattr(limits, limit.attribute))} does not reach it: "
             f"{theirs[limit.directive]} sets {limit.directive}=; delete that line there, then 'systemctl --user daemon-reload'"
@@ -58,18 +70,25 @@ class LiveLimits:
             if limit.directive in theirs
         ]
 
-    async def undo(self, unit: str, limits: ResourceLimits, tried: ResourceLimits) -> None:
-        """Go back to `limits` after a failure, as far as systemd lets us; of what was `tried` nothing is left to come back."""
-        await asyncio.to_thread(self._remove, unit, properties(tried))
+    async def undo(self, unit: str, limits: ResourceLimits) -> None:
+        """Go back to `limits` after a failure, as far as systemd lets us; of what was tried nothing is left to come back."""
+        await asyncio.to_thread(self._remove, unit, self._made.pop(unit, {}))
         with suppress(CortexError):
             if self._systemd.cached(unit).running:
                 await self.apply(unit, limits)
             else:
                 await self._systemd.reload()
 
-    async def clean(self, units: Mapping[str, ResourceLimits]) -> list[str]:
-        """Delete what a daemon left that was killed between two steps. Returns what cannot be deleted, a sentence each."""
-        found = [await asyncio.to_thread(self._remove, unit, properties(limits)) for unit, limits in units.items()]
+    async def clean(self, begun: Iterable[Intent]) -> list[str]:
+        """Delete what a daemon left that was killed between two steps, as `begun` says. Returns what cannot be deleted, a
+        sentence each."""
+        left: dict[str, dict[Limit, int]] = {}
+        for intent in begun:
+            made = intent.details.get("made")
+            if intent.kind == KIND and isinstance(made, dict):
+                values = {limit: made[limit.directive] for limit in LIMITS if limit.directive in made}
+                left.setdefault(unit_name(intent.model), {}).update(values)
+        found = await asyncio.to_thread(lambda: [self._remove(unit, values) for unit, values in left.items()])
         if any(removed for removed, _ in found):
             log.info("deleted drop-ins that a killed cortexd had left")
             await self._systemd.reload()
@@ -78,11 +97,9 @@ class LiveLimits:
     async def verdicts(self, specs: Mapping[str, ModelSpec]) -> dict[str, list[Verdict]]:
         """Which limits of these units are in force; nothing of those that do not run."""
         found = await self._systemd.limits(list(specs))
-        told = {}
-        for unit, limits in found.items():
-            drop_ins = await asyncio.to_thread(directives_of, self._systemd.cached(unit).drop_in_paths)
-            told[unit] = verdicts(specs[unit].limits, limits, drop_ins, specs[unit].name)
-        return told
+        paths = {unit: self._systemd.cached(unit).drop_in_paths for unit in found}
+        drop_ins = await asyncio.to_thread(lambda: {unit: directives_of(there) for unit, there in paths.items()})
+        return {u: verdicts(specs[u].limits, limits, drop_ins[u], specs[u].name) for u, limits in found.items()}
 
     async def settle(self, specs: Mapping[str, ModelSpec]) -> None:
         """Bring to the units that run what their files say: a daemon may have been killed before it did (systemd 257 shows
@@ -93,6 +110,10 @@ class LiveLimits:
                     await self.apply(unit, specs[unit].limits)
                 except CortexError as e:
                     log.warning("the limits of %s are not in force: %s", unit, e)
+
+    def _there(self, unit: str, values: Iterable[Limit]) -> list[str]:
+        folder = self._control / f"{unit}.d" if self._control else None
+        return [str(folder / f"50-{limit.directive}.conf") for limit in values] if folder else []
 
     def _remove(self, unit: str, values: Mapping[Limit, int]) -> tuple[int, list[str]]:
         """Delete the drop-ins that say just these values. Returns how many, and those that cannot be deleted."""

@@ -22,6 +22,9 @@ from cortexd.units.files import FileState
 
 log = logging.getLogger(__name__)
 
+_AFTER_SIGKILL = ("always", "on-failure", "on-abnormal", "on-abort")
+"""With these systemd starts again what was killed (systemd.service(5), Restart=)."""
+
 
 class Liveness:
     """One per daemon. `on_change` is called with a model's name whenever its health has changed."""
@@ -32,10 +35,14 @@ class Liveness:
         self._catalog, self._systemd, self._recorder, self._on_change = catalog, systemd, recorder, on_change
         self._monitor = Monitor(prober, self.judged)
         self.door = Door(catalog.secrets, systemd)
+        self.on_round: Callable[[Model], None] = lambda model: None
+        """Called after every round of probes, with what the model's health is then."""
+        self._gpu_shares = gpus.Shares()
 
     async def close(self) -> None:
         """Watch no more."""
         await self._monitor.close()
+        self._gpu_shares.close()
 
     def resumed(self) -> None:
         """The machine has slept."""
@@ -49,7 +56,7 @@ class Liveness:
         """Watch a model that is ready, or no longer, as its settings and its unit say."""
         if model.health.run != unit.invocation_id:
             model.health = HealthState(run=unit.invocation_id)
-        if unit.active_state == "active" and model.spec.health.enabled and model.endpoint:
+        if unit.active_state == "active" and model.probed:
             # A unit that is not ours may lack the waiter: active does not mean ready then.
             grace = 0.0 if model.file_state is FileState.CURRENT else model.spec.health.startup_delay
             self._monitor.watch(self._watched(model, unit.invocation_id, grace))
@@ -77,8 +84,9 @@ class Liveness:
             policy=lambda: model.spec.health,
             server=lambda: self.door.server(model),
             cpu=cpu,
-            gpu=gpus.Meter(lambda: processes(self._systemd.cached(model.unit).control_group)),
+            gpu=gpus.Meter(lambda: processes(self._systemd.cached(model.unit).control_group), self._gpu_shares),
             grace=grace,
+            ready=self._systemd.cached(model.unit).active_enter / 1e6 or None,
         )
 
     async def judged(self, name: str, before: HealthState, verdict: Verdict) -> None:
@@ -87,18 +95,23 @@ class Liveness:
         if model is None or self._systemd.cached(model.unit).invocation_id != after.run:
             return
         model.health, tell = after, self._recorder.tell
+        self.on_round(model)
         for change in verdict.changes:
             if change is Change.DEGRADED:
                 tell(model, "degraded", f"health probe failed: {after.reason}", Priority.WARNING)
             elif change is Change.BUSY:
                 tell(model, "busy", after.reason)
             elif change is Change.RECOVERED and before.failures:
-                tell(model, "recovered", f"healthy again after {before.failures} failed probes")
+                probes = f"{before.failures} failed probe{'s' * (before.failures > 1)}"
+                tell(model, "recovered", f"healthy again after {probes}")
             elif change is Change.RECOVERED:
                 tell(model, "recovered", "answers again, after it was busy")
             elif change is Change.AFRESH:
                 message = "the machine slept or stalled: failed probes are counted from the beginning"
                 tell(model, "health-afresh", message)
+            elif change is Change.BLIND:
+                message = f"the last {len(after.history)} probes say nothing about it, the last of them: {verdict.void}"
+                tell(model, "health-unknown", message, Priority.WARNING)
         if verdict.decision is Decision.RESTART:
             await self.condemn(model, after, first=Change.CONDEMNED in verdict.changes)
         if after != before:
@@ -110,17 +123,21 @@ class Liveness:
         SIGKILL, since a hung server would sit out TimeoutStopSec, and since a clean exit on SIGTERM is no failure to
         Restart=on-failure. What a person stopped meanwhile has no such run any more.
         """
+        if model.ending.stops(health.run):
+            return  # systemd is at it
         what = f"{health.failures} health probes failed in a row, the last: {health.reason}"
-        if model.spec.restart.restart == "no":
+        # The unit's word, not the settings': a drop-in of the user's may say otherwise.
+        restart = self._systemd.cached(model.unit).restart
+        if restart and restart not in _AFTER_SIGKILL:
             if first:
-                message = f"{what}; not restarted, since Restart=no"
+                message = f"{what}; not restarted, since Restart={restart}"
                 self._recorder.tell(model, "unhealthy", message, Priority.ERROR)
             return
         if first:
-            coming = "its restart budget is spent with that" if model.on_its_last_run else "systemd starts it again"
+            coming = "its restart budget is spent with that" if model.is_last(health.run) else "systemd starts it again"
             message = f"{what}; it is killed and {coming}"
             self._recorder.tell(model, "health-restart", message, Priority.ERROR)
-        model.ending = Ending(health.run, "health", signal.SIGKILL)
+        model.ending = Ending(health.run, "health", signal.SIGKILL, what)
         try:
             if not await self._systemd.kill_run(health.run, signal.SIGKILL):
                 log.info("%s: its unhealthy run was over already", model.name)

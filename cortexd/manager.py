@@ -169,7 +169,7 @@ class Manager:
     async def security(self, name: str, *, again: bool = False) -> list[Row]:
         """What of the model's sandbox was asked for, and what of that is in force; tried anew where `again`."""
         model = self.catalog.get(name)
-        rows = await self._examiner.prover.rows(model, again=again)
+        rows = await self._examiner.prover.rows(model, again=again, apart=True)
         self.catalog.sandbox_seen(model)
         return rows
 
@@ -434,8 +434,10 @@ class Manager:
         if not self._systemd.cached(model.unit).running:
             raise Busy(f"model {name!r} is not running; there is nothing to send a signal to")
         unit = self._systemd.cached(model.unit)
-        await self.life.record(model, "kill", f"{signals.Signals(number).name} sent to {whom}", caller)
-        with bringing_to_end(model, Ending(unit.invocation_id, "kill", number)):
+        await self.life.record(model, "kill", f"{signals.Signals(number).name} asked for, to {whom}", caller)
+        run = unit.invocation_id
+        ending = model.ending if model.ending.stops(run) else Ending(run, "kill", number)
+        with bringing_to_end(model, ending):
             await self._systemd.kill_unit(model.unit, whom, number)
 
     async def reset_failed(self, name: str, caller: Caller) -> None:

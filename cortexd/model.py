@@ -140,7 +140,7 @@ class HealthPolicy:
     startup_stall: float = _setting(
         kinds.SECONDS,
         120.0,
-        "without a sign of progress before a start is given up; below 15, log lines and GPU memory come too late to count",
+        "without a sign of progress before a start is given up; below 5, log lines and GPU memory may come too late to count",
         "health.startup_stall_seconds",
     )
 

@@ -14,6 +14,9 @@ MANAGER_INTERFACE = BUS_NAME + ".Manager"
 MODEL_INTERFACE = BUS_NAME + ".Model"
 JOB_INTERFACE = BUS_NAME + ".Job"
 
+MAX_MODELS = 4096
+"""That can be registered; one more is Busy."""
+
 SLICE = "cortex.slice"
 UNIT_PATTERN = "cortex-*.service"
 CHECK_PREFIX = "cortexd-check-"

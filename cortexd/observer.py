@@ -11,6 +11,7 @@ from cortexd import budget, missed, runlog
 from cortexd.budget import Budget
 from cortexd.catalog import Catalog
 from cortexd.diagnosis.diagnoser import Diagnoser
+from cortexd.diagnosis.why import Cause
 from cortexd.events import Ending, Event, Priority
 from cortexd.health.probe import Prober
 from cortexd.history import histories
@@ -19,7 +20,7 @@ from cortexd.names import model_name
 from cortexd.recorder import Recorder, cancel, spawn
 from cortexd.registered import Model, Serving
 from cortexd.restarts import Restarts, stable
-from cortexd.runs import transitions
+from cortexd.runs import EXITED, transitions, was_an_end
 from cortexd.scope import Scope
 from cortexd.startup import Startups
 from cortexd.states import describe_end
@@ -56,9 +57,10 @@ class Observer:
         self.recorder = Recorder(store, catalog.models)
         self.liveness = Liveness(catalog, systemd, prober, self.recorder, on_change)
         self._restarts = Restarts(catalog, self.recorder, systemd, on_change)
+        self.liveness.on_round = self._restarts.probed
         self._startups = Startups(scope.runtime, systemd.cached)
         self._seen: dict[str, UnitState] = {}
-        self._settling: dict[str, asyncio.TimerHandle] = {}
+        self._settling: dict[str, tuple[UnitState, asyncio.TimerHandle]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -84,7 +86,7 @@ class Observer:
             self.watch(model)
         await self.recorder.written()
         for model in models:
-            await self._restarts.take_over(model)
+            await self._restarts.take_over(model, missed.last_run(known.get(model.name, ())))
         spawn(self._tasks, self._diagnoser.catch_up(found))
 
     async def _remember(self, models: Sequence[Model]) -> None:
@@ -101,7 +103,7 @@ class Observer:
 
     async def close(self) -> None:
         """Write the events that are still queued and stop."""
-        for pending in self._settling.values():
+        for _, pending in self._settling.values():
             pending.cancel()
         await self.liveness.close()
         await self._startups.close()
@@ -133,6 +135,9 @@ class Observer:
         SIGKILL and nobody lived to see it."""
         run = unit.invocation_id
         kinds = {event.kind: event for event in known if event.invocation_id == run}
+        if EXITED in kinds:
+            _remember_exit(model, kinds[EXITED])
+            return
         if kinds.keys() & {*_ENDED_BADLY, "stopped", "stop-unclean"}:
             await self._diagnoser.remember(model, run)
             return
@@ -145,7 +150,8 @@ class Observer:
                 return
         ready = kinds["ready"].details if "ready" in kinds else {}
         seconds = (unit.active_exit - unit.active_enter) / 1e6
-        if ready.get("active_enter") == unit.active_enter and seconds >= model.spec.restart.stable_after:
+        went_well = ready.get("active_enter") == unit.active_enter and missed.CONDEMNED not in kinds
+        if went_well and seconds >= model.spec.restart.stable_after:
             self.recorder.write(stable(model, run))
         began = kinds["run"].details.get("n_restarts", unit.n_restarts) if "run" in kinds else unit.n_restarts
         before = replace(unit, active_state="active", sub_state="running", n_restarts=began)
@@ -165,14 +171,13 @@ class Observer:
         self._startups.forget(name)
         self._diagnoser.forget(name)
         self._seen.pop(name, None)
-        if pending := self._settling.pop(name, None):
-            pending.cancel()
+        self._settled(name)
 
     def watch(self, model: Model) -> None:
         """Watch a running model, or no longer, as its settings and its unit say."""
         unit = self._systemd.cached(model.unit)
         self._diagnoser.watch(model.name, unit)
-        self._startups.follow(model.name, unit)
+        self._startups.follow(model.name, unit, model.spec.health.startup_stall)
         if not unit.running:
             model.serving = Serving()
         elif model.serving.run != unit.invocation_id:
@@ -185,26 +190,38 @@ class Observer:
         model = self._catalog.models.get(name) if name else None
         if model is None:
             return
-        if pending := self._settling.pop(model.name, None):
-            pending.cancel()
+        if (passed := self._settled(model.name)) and was_an_end(passed, new):
+            self._take(model, passed)
         asked = model.ending == Ending(new.invocation_id, "stop") and not new.job
         if new.active_state in ("inactive", "failed") and not asked:
             # On the way to a restart systemd passes through both; what follows comes at once.
-            loop = asyncio.get_running_loop()
-            self._settling[model.name] = loop.call_later(_SETTLE_SECONDS, self._take, model, new)
+            timer = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self._settle, model)
+            self._settling[model.name] = (new, timer)
         else:
             self._take(model, new)
 
+    def _settle(self, model: Model) -> None:
+        if state := self._settled(model.name):
+            self._take(model, state)
+
+    def _settled(self, name: str) -> UnitState | None:
+        """The state that was to last, which waits no longer."""
+        state, timer = self._settling.pop(name, (None, None))
+        if timer:
+            timer.cancel()
+        return state
+
     def _take(self, model: Model, new: UnitState) -> None:
         """This state will last a while: say what has happened since the last such one."""
-        old = self._seen.get(model.name, UnitState(unit=model.unit))
-        self._seen[model.name] = new
         self.watch(model)
-        self._report(model, old, new)
+        if new.sub_state != "start-pre":  # else nothing serves yet, and what comes next tells the run's process, too
+            old = self._seen.get(model.name, UnitState(unit=model.unit))
+            self._seen[model.name] = new
+            self._report(model, old, new)
         self._on_change(model.name)
 
     def _report(self, model: Model, old: UnitState, new: UnitState) -> None:
-        for event in transitions(model.name, old, new, model.ending):
+        for event in transitions(model.name, old, new, model.ending, is_last=model.is_last(new.invocation_id)):
             self.recorder.log(event)
             if event.kind == "run":
                 event = replace(event, details={**_told(model.serving), **event.details})
@@ -215,12 +232,19 @@ class Observer:
                     spawn(self._tasks, self._diagnoser.ended(model, new, event.priority))
                 self.recorder.spawn(self._failed(model, new, event))
             else:
+                if event.kind == EXITED:
+                    _remember_exit(model, event)
                 self.recorder.write(event)
 
     async def _failed(self, model: Model, unit: UnitState, event: Event) -> None:
         await self.recorder.add(event)
         await self._restarts.failed(model, unit)
         self._on_change(model.name)
+
+
+def _remember_exit(model: Model, event: Event) -> None:
+    """Have the state tell that its run ended by itself."""
+    model.cause, model.cause_run = Cause(cause=EXITED, sentence=event.message), event.invocation_id
 
 
 def _told(serving: Serving) -> dict[str, Any]:

@@ -139,6 +139,11 @@ class Model:
         return self.serving.endpoint if self.serving.run else self.spec.health.endpoint
 
     @property
+    def probed(self) -> bool:
+        """Whether it is asked, while it runs, whether it is well."""
+        return self.spec.health.enabled and bool(self.endpoint)
+
+    @property
     def questions(self) -> Questions:
         """What the server that runs can be asked."""
         return self.serving.questions if self.serving.run else self.definition.questions
@@ -153,10 +158,9 @@ class Model:
         """Why it is restarted no longer; empty while it is."""
         return self.budget.gave_up
 
-    @property
-    def on_its_last_run(self) -> bool:
-        """Whether it is stopped for good should the run that there is fail, too."""
-        return self.budget.failed + 1 >= self.spec.restart.max_restarts
+    def is_last(self, run: str) -> bool:
+        """Whether it is stopped for good when this run has failed, too."""
+        return bool(self.gave_up) or self.budget.failed_with(run) >= self.spec.restart.max_restarts
 
     @property
     def usual_load(self) -> float:

@@ -7,16 +7,25 @@ from dataclasses import replace
 
 from cortexd.budget import AT_REST
 from cortexd.events import Ending, Event, Priority
-from cortexd.states import BY_SYSTEMD, CRASHES, describe_end, systemd_gave_up
+from cortexd.states import BY_SYSTEMD, CRASHES, describe_end, signal_name, systemd_gave_up
 from cortexd.systemd.protocol import UnitState
 
-_CLD_KILLED = 2
+NO_MORE_RUNS = "it was the last run that max_restarts allows"
+
+_CLD_EXITED, _CLD_KILLED = 1, 2
 
 
-def transitions(model: str, old: UnitState, new: UnitState, ending: Ending) -> Iterator[Event]:
+EXITED = "exited"
+"""The event of a run that ended by itself and well, so that it is not restarted: no failure, and not what a server is for."""
+
+
+def transitions(
+    model: str, old: UnitState, new: UnitState, ending: Ending, *, is_last: bool = False
+) -> Iterator[Event]:
     """The events between two states; states in between may have been missed, so each event stands on `new` alone.
 
-    `ending`: how cortexd itself brings some run to its end; a stop is nobody's failure.
+    `ending`: how cortexd itself brings some run to its end; a stop is nobody's failure. `is_last`: its restart budget allows
+    no run after this one, should it have failed.
     """
     by = ending if ending.run and ending.run in (new.invocation_id, old.invocation_id) else Ending()
     explained = by.by in ("stop", "gave-up")
@@ -45,7 +54,8 @@ def transitions(model: str, old: UnitState, new: UnitState, ending: Ending) -> I
     restarts = new.sub_state.startswith("auto-restart") and not old.sub_state.startswith("auto-restart")
     if restarts and not explained:
         why = describe_end(new) or "the server ended by itself"
-        yield event("ended", _sender(new, why, by) + "; systemd starts it again", Priority.WARNING)
+        coming = NO_MORE_RUNS if is_last else "systemd starts it again"
+        yield event("ended", f"{_sender(new, why, by)}; {coming}", Priority.WARNING)
     if new.active_state == "failed" and (old.active_state != "failed" or new_run) and not explained:
         limit = not new_run and _start_limit_hit(old, new)
         if old.sub_state == "auto-restart" and not new_run and not limit:  # 257; on 252 it is inactive then
@@ -61,10 +71,24 @@ def transitions(model: str, old: UnitState, new: UnitState, ending: Ending) -> I
             yield event("stopped", f"stopped by systemd: {BY_SYSTEMD}")
         elif new.exec_main_code == _CLD_KILLED:
             yield event("ended", _sender(new, describe_end(new), by), Priority.WARNING)
+        elif new.exec_main_code == _CLD_EXITED and not new.exec_main_status:
+            how = f"after {signal_name(by.signal)} (cortexctl kill)" if by.by == "kill" else "by itself"
+            setting = f" (Restart={new.restart})" if new.restart else ""
+            message = f"the server ended {how} with status 0; not restarted{setting}"
+            yield event(EXITED, message, Priority.WARNING)
         else:
-            yield event("ended", describe_end(new) or "stopped, or ended by itself with status 0")
+            yield event("ended", describe_end(new) or "stopped before its server ran")
     elif new.active_state == "inactive" and old.running and by.by == "stop":
         yield event("stopped", "stopped")
+
+
+def was_an_end(passed: UnitState, new: UnitState) -> bool:
+    """Whether a unit that was inactive or failed for a moment only was at its run's end: somebody has had it started, or
+    reset-failed, at once. Else systemd passes through it, with a job or to a restart of its own."""
+    started = new.invocation_id != passed.invocation_id or bool(new.job)
+    reset = passed.active_state == "failed" and new.active_state == "inactive"
+    its_own = new.sub_state.startswith("auto-restart") or new.n_restarts > passed.n_restarts
+    return not passed.job and not its_own and (started or reset)
 
 
 def _start_limit_hit(old: UnitState, new: UnitState) -> bool:
@@ -77,6 +101,14 @@ def _load_seconds(unit: UnitState) -> float | None:
     """From the server's start to now, if that can be told: clocks are set."""
     seconds = (unit.state_change - unit.exec_main_start) / 1e6
     return seconds if unit.exec_main_start and 0 <= seconds < 86400 else None
+
+
+def how_it_ended(unit: UnitState, ending: Ending) -> str:
+    """How the last run ended, with what was said of it where cortexd killed it; empty if it ended well or never was."""
+    ours = ending.run == unit.invocation_id and ending.by == "health" and ending.signal == unit.exec_main_status
+    if ours and unit.exec_main_code == _CLD_KILLED and ending.reason:
+        return f"cortexd killed it: {ending.reason}"
+    return describe_end(unit)
 
 
 def _sender(unit: UnitState, why: str, ending: Ending) -> str:

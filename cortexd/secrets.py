@@ -175,14 +175,14 @@ class Secrets:
         with self._opened(model) as folder:
             if folder is None:
                 return "", {}
+            flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             try:
-                descriptor = os.open(_FILE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+                with open(_FILE, "rb", opener=lambda path, mode: os.open(path, mode | flags, dir_fd=folder)) as file:
+                    status = os.fstat(file.fileno())
+                    ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
+                    data = file.read(_MAX_FILE + 1) if ours else b""
             except FileNotFoundError:
                 return "", {}
-            with os.fdopen(descriptor, "rb") as file:
-                status = os.fstat(descriptor)
-                ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
-                data = file.read(_MAX_FILE + 1) if ours else b""
         found = _parse(data) if len(data) <= _MAX_FILE else None
         if found is None:
             raise StoreFailed(f"{self.path(model)} is not as cortexd wrote it; delete it and set the secrets again")

@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 PERIOD = 3.0
 """Seconds from one look at a starting model's processes to the next."""
 
-_SLOW_PERIOD = 3  # looks, of which one asks the journal and the GPU, too: each is a program to run
+SLOW_PERIOD = 9.0
+"""The same for its log and the GPU: each is a program to run."""
+
+_LOOKS, _HURRY = 4, 0.5  # looks within a stall, of which two see a change; seconds between two looks at least
 _GROWTH = 1 << 20  # bytes; the answers to the waiter's own questions are less
 _DEADLINE = 5.0
 _MAX_OUTPUT = 1 << 18
@@ -69,18 +72,20 @@ class Startups:
     def __init__(self, runtime: Path | None, cached: Callable[[str], UnitState]) -> None:
         self._runtime, self._cached = runtime, cached
         self._marks: dict[str, tuple[str, Sample | None]] = {}
-        self._units: dict[str, str] = {}
+        self._units: dict[str, tuple[str, float]] = {}
+        """Names of units, and how long they may stall, in seconds."""
         self._commands = asyncio.Semaphore(_COMMANDS)
         self._task: asyncio.Task[None] | None = None
 
-    def follow(self, model: str, unit: UnitState) -> None:
-        """Take note of a model's unit: it is looked at while its waiter waits, and no longer."""
+    def follow(self, model: str, unit: UnitState, stall: float) -> None:
+        """Take note of a model's unit: it is looked at while its waiter waits, and no longer. `stall`: after so many seconds
+        without a sign of progress that gives up."""
         if self._runtime is None or unit.sub_state != "start-post":
             self.forget(model)
             return
         if self._marks.get(model, ("", None))[0] != unit.invocation_id:
             self._marks[model] = (unit.invocation_id, None)
-        self._units[model] = unit.unit
+        self._units[model] = (unit.unit, stall)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -102,19 +107,21 @@ class Startups:
         return self._runtime / hint_folder(model) / HINT_FILE
 
     async def _run(self) -> None:
-        look = 0
+        loop = asyncio.get_running_loop()
+        last = float("-inf")
         while self._units:
-            slow = look % _SLOW_PERIOD == 0
+            began, shortest = loop.time(), min(stall for _, stall in self._units.values())
+            slow = began - last >= pause(shortest, SLOW_PERIOD)
             held = await gpus.memory() if slow else {}
             await asyncio.gather(*(self._look(model, held, slow) for model in [*self._units]))
-            look += 1
-            await asyncio.sleep(PERIOD)
+            last = began if slow else last
+            await asyncio.sleep(pause(shortest, PERIOD))
 
     async def _look(self, model: str, held: Mapping[int, int], slow: bool) -> None:
         run, mark = self._marks.get(model, ("", None))
         if not run:
             return
-        unit = self._cached(self._units[model])
+        unit = self._cached(self._units[model][0])
         sample, pids = await asyncio.to_thread(read_processes, unit.control_group)
         if slow:
             gpu, line = sum(held.get(pid, 0) for pid in pids), await self._last_line(run)
@@ -140,6 +147,11 @@ class Startups:
     async def _output(self, *command: str) -> bytes:
         async with self._commands:
             return await bounded.output(*command, seconds=_DEADLINE, limit=_MAX_OUTPUT)
+
+
+def pause(stall: float, usual: float) -> float:
+    """Seconds from one look to the next, where the most impatient waiter gives up after `stall` without progress."""
+    return max(min(usual, stall / _LOOKS), _HURRY)
 
 
 def processes(control_group: str) -> list[int]:

@@ -132,7 +132,8 @@ def judge(
             return Judgement(State.RESTARTING, "; ".join(filter(None, (why, coming))))
         return Judgement(State.STARTING, unit.status_text)
     if active != "active":
-        return Judgement(State.STOPPED)
+        by_itself = active == "inactive" and unit.exec_main_code == _CLD_EXITED and not unit.exec_main_status
+        return Judgement(State.STOPPED, cause if by_itself else "")
     if health.run == unit.invocation_id and health.busy:
         return Judgement(State.BUSY, health.reason)
     if health.run == unit.invocation_id and health.failures:

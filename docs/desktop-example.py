@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-# Needs jeepney: Debian's python3-jeepney, or the virtual environment of cortexd.
+# Needs jeepney: Debian's python3-jeepney, or 'pip install jeepney' in a virtual environment.
 """Stop every model that runs, and start it again when this program ends: what a game launcher might do."""
 
 from jeepney import DBusAddress, new_method_call

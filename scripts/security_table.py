@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""make test-machine | tee log; scripts/security_table.py <log: the table of docs/security.md, from what machines said of themselves.
+"""make test-machine | tee log; scripts/security_table.py <log: the tables of docs/security.md, from what machines said of themselves.
 
-Takes the lines `TABLE COLUMN: JSON` that tests/machine/guest/boot1/41_security.py and `pytest -s tests/sandbox` print, and
-writes the table between its two marks anew. A column that no line is about stays as it is.
+Takes the lines `TABLE COLUMN, PROFILE: JSON` that tests/machine/guest/boot1/41_security.py and `pytest -s tests/sandbox` print
+(JSON: requested, effect and why by directive), and writes a table for each profile between the two marks anew. A column that
+no line is about stays as it is.
 """
 
 from __future__ import annotations
@@ -13,43 +14,65 @@ import sys
 from pathlib import Path
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "security.md"
-BEGIN, END = "<!-- The table: scripts/security_table.py writes it. -->\n", "<!-- End of the table. -->\n"
+BEGIN, END = "<!-- The tables: scripts/security_table.py writes them. -->\n", "<!-- End of the tables. -->\n"
+FIRST, LAST = ["directive", "requested"], "why"
+
+Column = dict[str, list[str]]
+"""Requested, effect and why, by directive."""
 
 
-def columns(text: str) -> dict[str, dict[str, str]]:
-    """The effects by column and directive, of a table that there is."""
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
-    if not rows:
-        return {}
-    head, _, *body = rows
-    return {name: {cells[0].strip("`"): cells[place] for cells in body} for place, name in enumerate(head) if place}
+def tables(document: str) -> dict[str, dict[str, Column]]:
+    """What the document says, by profile and column. The reason is the same in all columns."""
+    found: dict[str, dict[str, Column]] = {}
+    columns: dict[str, Column] = {}
+    for line in document.partition(BEGIN)[2].partition(END)[0].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if match := re.fullmatch(r"With `--security (\w+)`:", line):
+            columns = found.setdefault(match[1], {})
+        elif cells[:2] == FIRST:
+            columns.update({name: {} for name in cells[2:-1]})
+        elif line.startswith("| `"):
+            directive, requested, *effects, why = cells
+            for column, effect in zip(columns.values(), effects, strict=True):
+                if effect:
+                    column[directive.strip("`")] = [requested, effect, why]
+    return found
 
 
-def table(found: dict[str, dict[str, str]]) -> str:
+def table(columns: dict[str, Column]) -> str:
     """As Markdown."""
-    directives = list(dict.fromkeys(directive for effects in found.values() for directive in effects))
-    rows = [["directive", *found], ["---"] * (len(found) + 1)]
-    rows += [
-        [f"`{directive}`", *(effects.get(directive, "") for effects in found.values())] for directive in directives
-    ]
+    rows = [[*FIRST, *columns, LAST], ["---"] * (len(columns) + 3)]
+    for directive in dict.fromkeys(directive for column in columns.values() for directive in column):
+        said = [column.get(directive, ["", "", ""]) for column in columns.values()]
+        requested = next(cell[0] for cell in said if cell[0])
+        why = next(
+            (cell[2] for effect in ("not in force", "in force", "covered") for cell in said if cell[1] == effect),
+            said[0][2],
+        )
+        rows.append([f"`{directive}`", requested, *(effect for _, effect, _ in said), why])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def main() -> int:
     """Read standard input, write the document."""
-    found = {}
-    for match in re.finditer(r"^TABLE ([^:\n|]+): (\{.*\})$", sys.stdin.read(), re.MULTILINE):
-        found[match[1]] = {str(name): str(effect) for name, effect in json.loads(match[2]).items()}
-    if not found:
-        print("security_table: no line on standard input begins with TABLE", file=sys.stderr)
-        return 1
     text = DOCUMENT.read_text()
     before, begin, rest = text.partition(BEGIN)
-    old, end, after = rest.partition(END)
+    _, end, after = rest.partition(END)
     if not begin or not end:
         print(f"security_table: {DOCUMENT} lacks a mark: {(BEGIN + END).strip()}", file=sys.stderr)
         return 1
-    DOCUMENT.write_text(before + begin + table(dict(sorted({**columns(old), **found}.items()))) + end + after)
+    found = tables(text)
+    lines = re.findall(r"^TABLE ([^:\n|]+), (\w+): (\{.*\})$", sys.stdin.read(), re.MULTILINE)
+    for column, profile, said in lines:
+        cells = {str(name): [str(cell).replace("|", "/") for cell in row] for name, row in json.loads(said).items()}
+        found.setdefault(profile, {})[column] = cells
+    if not lines:
+        print("security_table: no line on standard input begins with TABLE", file=sys.stderr)
+        return 1
+    parts = [
+        f"With `--security {profile}`:\n\n{table(dict(sorted(found[profile].items())))}\n" for profile in sorted(found)
+    ]
+    DOCUMENT.write_text(f"{before}{begin}\n{''.join(parts)}{end}{after}")
     return 0
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
+from asyncio.subprocess import Process
 from pathlib import Path
 
 import pytest
 
-from cortexd import gpus
-from cortexd.gpus import Holder, Meter
+from cortexd import bounded, gpus
+from cortexd.gpus import Holder, Meter, Shares
 from tests.support.units import properties, systemctl
 
 
@@ -111,13 +113,13 @@ async def test_gpu_time_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     engines: dict[str, int] = {"a": 50}
     share: dict[int, float] = {}
 
-    async def shares() -> dict[int, float]:
-        return share
+    class Told(Shares):
+        async def now(self) -> dict[int, float]:
+            return share
 
     monkeypatch.setattr(gpus, "DEVICES", tmp_path)
     monkeypatch.setattr(gpus, "engine_times", lambda pids: dict(engines))
-    monkeypatch.setattr(gpus, "shares", shares)
-    meter = Meter(lambda: [1, 2], clock=lambda: now)
+    meter = Meter(lambda: [1, 2], Told(), clock=lambda: now)
     seen = []
 
     async def look(after: float) -> None:
@@ -138,6 +140,43 @@ async def test_gpu_time_adds_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert seen == [0, 10, 10, 10 + 10**9, 10 + 31 * 10**9]
 
 
+async def test_one_program_looks_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that hangs would keep each of them for ever."""
+    began, program = tmp_path / "began", tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho + >> {began}\nsleep 0.2\nprintf '# pid sm\\n11 50\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    shares = Shares()
+    assert await asyncio.gather(*(shares.now() for _ in range(60))) == [{11: 0.5}] * 60
+    assert began.read_text() == "+\n"
+    assert await shares.now() == {11: 0.5}  # afresh
+    assert began.read_text() == "+\n+\n"
+
+
+async def test_there_is_no_second_program_while_the_first_does_not_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the driver, where no signal reaches it; here its end is what nobody sees."""
+    began, program = tmp_path / "began", tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho + >> {began}\nexec sleep 100\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(gpus, "_SECONDS", 0.1)
+    monkeypatch.setattr(bounded, "_DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(Process, "kill", lambda process: None)
+    shares = Shares()
+    assert [await shares.now() for _ in range(3)] == [{}] * 3
+    assert began.read_text() == "+\n"
+    monkeypatch.undo()
+    hung = shares._program
+    assert hung is not None and hung.returncode is None
+    hung.kill()
+    await hung.wait()
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    program.write_text("#!/bin/sh\nprintf '# pid sm\\n11 50\\n'\n")
+    assert await shares.now() == {11: 0.5}
+
+
 async def test_without_a_gpu_nobody_is_bothered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(gpus, "DEVICES", tmp_path / "dri")
@@ -145,7 +184,7 @@ async def test_without_a_gpu_nobody_is_bothered(tmp_path: Path, monkeypatch: pyt
     def pids() -> list[int]:
         raise AssertionError("is asked")
 
-    meter = Meter(pids)
+    meter = Meter(pids, Shares())
     await meter.look()
     assert meter.total == 0
 

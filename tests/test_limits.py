@@ -20,6 +20,7 @@ from cortexd.limits import (
     left_by_us,
     lowered,
     properties,
+    unavailable,
     verdicts,
 )
 from cortexd.model import ResourceLimits
@@ -89,7 +90,7 @@ def test_io_that_is_not_delegated_has_the_remedy_that_doctor_has(machine: Machin
     reason = "the io controller is not delegated to your manager"
     assert verdict == Verdict("IOWeight", "100", "", reason, DELEGATE)
     assert (
-        rules_session.DELEGATE is DELEGATE
+        rules_session.unavailable is unavailable
         and "user@.service.d" in DELEGATE
         and DELEGATE.endswith("restart user@$(id -u)")
     )
@@ -193,8 +194,11 @@ def test_every_limit_of_a_unit_can_be_changed_while_it_runs() -> None:
 def test_whose_a_drop_in_is(cpu: float, said: str, ours: bool) -> None:
     asked = properties(ResourceLimits(memory_high=INFINITY, tasks_max=512, cpu=cpu))
     quota = next(limit for limit in LIMITS if limit.setting == "cpu")
-    assert is_ours(quota, asked[quota], f"# x\n[Service]\nCPUQuota={said}\n") is ours
-    assert not is_ours(quota, asked[quota], f"[Unit]\nCPUQuota={said}\n")
+    head = left_by_us(quota, asked[quota])[1].rpartition("=")[0]
+    assert is_ours(quota, asked[quota], f"{head}={said}\n") is ours
+    assert not is_ours(quota, asked[quota], f"{head}={said}\n".replace("[Service]", "[Unit]"))
+    for theirs in (f"# x\n[Service]\nCPUQuota={said}\n", f"[Service]\nCPUQuota={said}\n", f"# mine\n{head}={said}\n"):
+        assert not is_ours(quota, asked[quota], theirs)
     assert all(is_ours(limit, value, left_by_us(limit, value)[1]) for limit, value in asked.items())
     assert not any(is_ours(limit, value + 20_000, left_by_us(limit, value)[1]) for limit, value in asked.items())
 

@@ -11,7 +11,6 @@ import pytest
 
 from tests.support.cortex import Cortex
 from tests.support.fixtures import Daemon
-from tests.support.wait import until
 
 GIB = 1 << 30
 
@@ -61,6 +60,12 @@ def test_48g_then_64g_then_a_restart(cortex: Cortex, model: str) -> None:
     assert cortex.properties(model)["InvocationID"] != run
 
 
+def test_no_dump_of_its_memory_is_made(cortex: Cortex, model: str) -> None:
+    held = Path(f"/proc/{cortex.properties(model)['MainPID']}/limits").read_text()
+    (core,) = [line for line in held.splitlines() if line.startswith("Max core file size")]
+    assert core.split()[4:6] == ["0", "0"]
+
+
 def test_what_the_user_set_stays(cortex: Cortex, model: str) -> None:
     command = ["systemctl", "--user", "set-property", "--runtime", f"cortex-{model}.service", "MemoryMax=20G"]
     subprocess.run(command, check=True)
@@ -85,13 +90,15 @@ def test_limits_that_nothing_enforces_are_marked(cortex: Cortex, model: str) -> 
             assert f"{setting}=" in cortex.run("status", model).stdout.partition("Limits: not in force: ")[2]
 
 
-def test_a_daemon_that_is_killed_in_between_leaves_nothing_for_long(cortex: Cortex, model: str, daemon: Daemon) -> None:
+def test_what_the_user_set_to_the_very_same_stays_when_a_daemon_starts(
+    cortex: Cortex, model: str, daemon: Daemon
+) -> None:
+    """What a killed daemon left is told from it by the database (tests/manager/test_limits.py, tests/faults)."""
     command = ["systemctl", "--user", "set-property", "--runtime", f"cortex-{model}.service", f"MemoryMax={32 * GIB}"]
-    subprocess.run(command, check=True)  # as it stands in the unit file: what a killed daemon leaves
-    assert control(model).exists()
+    subprocess.run(command, check=True)
+    drop_in = control(model) / "50-MemoryMax.conf"
     daemon.kill()
     daemon.start()
-    until(lambda: not control(model).exists(), "the drop-in to be deleted")
-    until(lambda: shown(model, "DropInPaths") == [""], "systemd to know")
-    cortex.run("set", model, "memory=64G")
-    assert shown(model, "MemoryMax") == [str(64 * GIB)]
+    assert f"{drop_in} sets MemoryMax=" in cortex.run("set", model, "memory=64G").stderr
+    assert drop_in.exists() and shown(model, "MemoryMax") == [str(32 * GIB)]
+    drop_in.unlink()

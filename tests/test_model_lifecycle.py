@@ -364,6 +364,19 @@ class TestLife:
         cortex.run("stop", registered)
         assert cortex.properties(registered)["State"] == "stopped"
 
+    def test_a_server_that_ends_by_itself_and_well_is_not_taken_for_stopped(
+        self, cortex: Cortex, registered: str
+    ) -> None:
+        """llama-server does on SIGTERM, whoever sent it."""
+        cortex.run("start", registered)
+        os.kill(cortex.properties(registered)["MainPID"], signal.SIGTERM)
+        cortex.until_state(registered, "stopped")
+        why = "the server ended by itself with status 0; not restarted (Restart=on-failure)"
+        assert cortex.properties(registered)["StateReason"] == why
+        (told,) = (event for event in cortex.json("events", registered) if event["Kind"] == "exited")
+        assert (told["Message"], told["Priority"]) == (why, "warning")
+        assert cortex.json("why", registered)[0]["Cause"] == "exited"
+
     def test_a_stop_that_needs_sigkill_ends_stopped_with_a_warning(self, cortex: Cortex, registered: str) -> None:
         drop_in = Path(cortex.properties(registered)["FragmentPath"] + ".d") / "deaf.conf"
         drop_in.parent.mkdir()

@@ -43,6 +43,19 @@ def secrets(tmp_path: Path) -> Secrets:
     return Secrets(tmp_path / ".cortex" / "secrets")
 
 
+def test_what_is_no_file_costs_no_descriptor(secrets: Secrets) -> None:
+    """Health rounds look at it for as long as it lies there."""
+    secrets.path("m").mkdir(parents=True, mode=0o700)
+
+    def look() -> int:
+        with pytest.raises(StoreFailed, match="m/environment"):
+            secrets.known("m")
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = look()
+    assert {look() for _ in range(50)} == {before}
+
+
 # -------------------------------------------------------------------------------------------------------------- values
 
 
@@ -373,19 +386,6 @@ def test_a_key_of_its_own_from_the_first_start(
     until(lambda: any(OPEN_TO_ALL in w for w in cortex.properties("keyed")["Warnings"]), "the warning")
 
 
-def test_a_key_in_the_wrong_place_is_not_repeated(shared_daemon: Daemon) -> None:
-    """Over the bus, past the program's own checks."""
-    register = ["Register", "sa{sv}a{sv}", "m", "0", "1", "api_key", "s", _PART]
-    set_secret = ["SetSecret", "saya{sv}", "HF_TOKEN", "3", "67", "10", "67", "0"]
-    Cortex().register_tiny("m")
-    for path, interface, call in ((ROOT_PATH, "Manager", register), (model_path("m"), "Model", set_secret)):
-        command = ["busctl", "--user", "call", BUS_NAME, path, f"{BUS_NAME}.{interface}", *call]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode != 0 and _PART not in done.stderr and "\n" not in done.stderr.strip(), done.stderr
-    assert "control character" in done.stderr
-    assert _PART not in shared_daemon.log.read_text()
-
-
 def copies(pid: int, what: bytes) -> int:
     """How often it is in what a process may write of its memory."""
     found = 0
@@ -415,7 +415,21 @@ def test_the_daemon_has_no_secret_in_its_memory_longer_than_it_needs_it(daemon: 
     assert copies(pid, b"cortexlinux") > 0  # that this way of looking finds anything
 
     def gone() -> bool:
-        cortex.run("list")
+        cortex.run("show", "m")
+        cortex.run("events", "m")
         return copies(pid, secret) == copies(pid, key) == 0
 
-    until(gone, "the end of the last copy")
+    until(gone, lambda: f"the end of the last copy ({copies(pid, secret)} and {copies(pid, key)} are left)", 60)
+
+
+def test_a_key_in_the_wrong_place_is_not_repeated(shared_daemon: Daemon) -> None:
+    """Over the bus, past the program's own checks."""
+    register = ["Register", "sa{sv}a{sv}", "m", "0", "1", "api_key", "s", _PART]
+    set_secret = ["SetSecret", "saya{sv}", "HF_TOKEN", "3", "67", "10", "67", "0"]
+    Cortex().register_tiny("m")
+    for path, interface, call in ((ROOT_PATH, "Manager", register), (model_path("m"), "Model", set_secret)):
+        command = ["busctl", "--user", "call", BUS_NAME, path, f"{BUS_NAME}.{interface}", *call]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode != 0 and _PART not in done.stderr and "\n" not in done.stderr.strip(), done.stderr
+    assert "control character" in done.stderr
+    assert _PART not in shared_daemon.log.read_text()

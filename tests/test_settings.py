@@ -25,7 +25,7 @@ from cortexd.kinds import GIB, INFINITY, KIB, MIB, TIB, Kind, Value
 from cortexd.model import SETTINGS, ModelSpec, build_spec, default_memory_high, parse_settings, settings_of
 from cortexd.names import check_name, job_path, model_name, model_path, unit_name
 from cortexd.registration import Caller, fill_in
-from cortexd.runs import transitions
+from cortexd.runs import how_it_ended, transitions
 from cortexd.scope import Scope, user_scope
 from cortexd.states import NOT_READY, State, describe_end, judge, signal_name
 from cortexd.systemd.protocol import UnitState
@@ -344,6 +344,7 @@ def check(spec: ModelSpec, scope: Scope) -> None:
         ({"exec": "/opt/a\\b/vllm"}, "exec=.*quote or a backslash.*link"),
         ({"health__endpoint": "health"}, "health.endpoint='health'.*must begin with /"),
         ({"health__endpoint": "/a b"}, "health.endpoint='/a b': has the character ' '.*as %20"),
+        ({"health__endpoint": "/x#z"}, "health.endpoint='/x#z': has the character '#'.*as %23"),
         ({"health__endpoint": "/ü"}, "health.endpoint='/ü'.*'ü'.*%C3%BC"),
         ({"memory": GIB, "MemoryHigh": 2 * GIB}, "MemoryHigh=2G.*memory=1G.*lower"),
         ({"health__timeout_seconds": 31.0}, "health.timeout_seconds=31.*health.interval_seconds=30"),
@@ -753,7 +754,11 @@ TERMINATED = unit(invocation_id="a", exec_main_code=KILLED, exec_main_status=15)
         (UP, CRASHED, "stop", []),
         (CRASHED, CRASHED, "", []),
         (CRASHED, dataclasses.replace(CRASHED, invocation_id="b"), "", [("run", "run begins"), ("failed", "SIGKILL")]),
-        (UP, ENDED, "", [("ended", "status 0")]),
+        (UP, dataclasses.replace(ENDED, restart="on-failure"), "",
+         [("exited", "the server ended by itself with status 0; not restarted (Restart=on-failure)")]),
+        (UP, ENDED, "kill", [("exited", "the server ended after SIGKILL (cortexctl kill) with status 0; not restarted")]),
+        (UP, dataclasses.replace(ENDED, exec_main_status=3), "", [("ended", "status 3")]),
+        (LOADING, unit(invocation_id="a"), "", [("ended", "stopped before its server ran")]),
         (UP, ENDED, "stop", [("stopped", "stopped")]),
         (UP, TERMINATED, "", [("ended", "SIGTERM from outside")]),
         (UP, TERMINATED, "stop", [("stopped", "stopped")]),
@@ -782,8 +787,21 @@ def test_how_much_an_event_matters() -> None:
         return list(transitions("m", old, new, Ending()))[-1].priority
 
     assert priority(UP, CRASHED) is Priority.ERROR
-    assert priority(UP, AGAIN) is priority(UP, TERMINATED) is Priority.WARNING
-    assert priority(LOADING, UP) is priority(UP, ENDED) is Priority.INFO
+    assert priority(UP, AGAIN) is priority(UP, TERMINATED) is priority(UP, ENDED) is Priority.WARNING
+    assert priority(LOADING, UP) is Priority.INFO
+
+
+def test_the_last_run_that_its_budget_allows_is_followed_by_none() -> None:
+    (event,) = transitions("m", UP, AGAIN, Ending(), is_last=True)
+    assert event.message.endswith("by SIGKILL from outside; it was the last run that max_restarts allows")
+
+
+def test_how_a_run_ended_that_was_found_dead() -> None:
+    killed = Ending("a", "health", 9, "3 health probes failed in a row, the last: no answer")
+    assert how_it_ended(AGAIN, killed) == "cortexd killed it: 3 health probes failed in a row, the last: no answer"
+    by_another = dataclasses.replace(AGAIN, exec_main_status=15)
+    assert how_it_ended(by_another, killed) == "the server was killed by SIGTERM"
+    assert how_it_ended(dataclasses.replace(AGAIN, invocation_id="b"), killed) == "the server was killed by SIGKILL"
 
 
 # --------------------------------------------------------------------------------------------------- nothing slips in

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from cortexd import gpus, startup
 from cortexd.model import SETTINGS
 from cortexd.names import hint_folder
-from cortexd.startup import Sample, Startups, compare, read_processes, touch
+from cortexd.startup import Sample, Startups, compare, pause, read_processes, touch
 from cortexd.systemd.protocol import UnitState
 from cortexd.units.render import HINT_FILE
 from tests.support.fixtures import Daemon
@@ -23,10 +24,17 @@ MIB = 1 << 20
 
 
 def test_the_setting_says_below_which_time_no_look_counts() -> None:
-    """Two looks at the log, and the time for what they run."""
+    """What is said just before a look is seen by the next but one, the first being made when the last but one was due."""
     row = SETTINGS["health.startup_stall_seconds"]
-    assert row.default is not None and float(str(row.default)) > startup.PERIOD * startup._SLOW_PERIOD * 2
-    assert "below 15" in row.doc and startup.PERIOD * startup._SLOW_PERIOD + startup._DEADLINE < 15
+    assert row.default is not None and pause(float(str(row.default)), startup.SLOW_PERIOD) == startup.SLOW_PERIOD
+    assert "below 5" in row.doc and startup.PERIOD + pause(5, startup.SLOW_PERIOD) < 5
+
+
+@pytest.mark.parametrize(
+    ("stall", "log", "bytes_"), [(3600, 9, 3), (36, 9, 3), (20, 5, 3), (8, 2, 2), (5, 1.25, 1.25), (0.1, 0.5, 0.5)]
+)
+def test_who_gives_up_soon_is_looked_at_often(stall: float, log: float, bytes_: float) -> None:
+    assert (pause(stall, startup.SLOW_PERIOD), pause(stall, startup.PERIOD)) == (log, bytes_)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +121,7 @@ class Machine:
     """A unit that starts in this process's control group, and a journal that a test writes."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(startup, "PERIOD", 0.01)
+        monkeypatch.setattr(startup, "_HURRY", 0.01)
         monkeypatch.setattr(startup, "read_processes", lambda group: (Sample(), []))
         self.line = folder / "line"
         self.line.write_text("first")
@@ -146,7 +154,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 async def test_a_new_line_is_told_and_the_same_again_is_not(machine: Machine) -> None:
-    machine.startups.follow("m", machine.unit)
+    machine.startups.follow("m", machine.unit, 0.04)
     await machine.looked()
     assert not machine.hint.exists()
     machine.line.write_text("second")
@@ -159,11 +167,11 @@ async def test_a_new_line_is_told_and_the_same_again_is_not(machine: Machine) ->
 
 
 async def test_a_hint_goes_when_the_start_is_over(machine: Machine) -> None:
-    machine.startups.follow("m", machine.unit)
+    machine.startups.follow("m", machine.unit, 0.04)
     await machine.looked()
     machine.line.write_text("second")
     await aio_until(machine.hint.exists, "the hint")
-    machine.startups.follow("m", UnitState(unit=machine.unit.unit, active_state="active", sub_state="running"))
+    machine.startups.follow("m", UnitState(unit=machine.unit.unit, active_state="active", sub_state="running"), 0.04)
     assert not machine.hint.exists()
     asked = asyncio.all_tasks() - {asyncio.current_task()}
     await asyncio.wait(asked, timeout=5)
@@ -174,7 +182,7 @@ async def test_a_hint_goes_when_the_start_is_over(machine: Machine) -> None:
 async def test_a_unit_without_the_folder_is_no_trouble(machine: Machine) -> None:
     """Written by an older version, or just over."""
     machine.hint.parent.rmdir()
-    machine.startups.follow("m", machine.unit)
+    machine.startups.follow("m", machine.unit, 0.04)
     await machine.looked()
     machine.line.write_text("second")
     await machine.looked()
@@ -184,9 +192,19 @@ async def test_a_unit_without_the_folder_is_no_trouble(machine: Machine) -> None
     await machine.startups.close()
 
 
+async def test_the_most_impatient_waiter_sets_the_pace(machine: Machine) -> None:
+    """Though one that has hours was there before it."""
+    machine.startups.follow("m", machine.unit, 0.04)
+    machine.startups.follow("patient", replace(machine.unit, unit="cortex-patient.service"), 3600)
+    await machine.looked()
+    machine.line.write_text("second")
+    await aio_until(machine.hint.exists, "the hint")
+    await machine.startups.close()
+
+
 async def test_without_a_runtime_folder_nobody_looks(machine: Machine) -> None:
     startups = Startups(None, lambda unit: machine.unit)
-    startups.follow("m", machine.unit)
+    startups.follow("m", machine.unit, 0.04)
     assert len(asyncio.all_tasks()) == 1
     await startups.close()
 

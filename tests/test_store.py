@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import sqlite3
 import stat
@@ -12,7 +13,7 @@ import string
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -369,26 +370,60 @@ async def test_the_log_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -
     await store.close()
 
 
+async def test_what_says_how_a_model_stands_outlasts_everything(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own chatter, and others'; a model that is registered no more has no such claim."""
+    monkeypatch.setattr(database, "EVENTS_PER_MODEL", 20)
+    monkeypatch.setattr(database, "EVENTS_IN_ALL", 50)
+    monkeypatch.setattr(database, "_PRUNE_EVERY", 4)
+    store = await Store.open(path)
+    for name in ("a", "gone"):
+        await store.save_model(name, {}, event(name, "registered"))
+        for run in range(30):
+            await store.add_event(event(name, "run", message=str(run)))
+        await store.add_event(event(name, "gave-up"))
+    for _ in range(30):
+        await store.add_event(event("a", "busy"))
+    kept = [e.message for e in await store.events(EventQuery(models=["a"], kinds=["run"], limit=1000))]
+    assert kept == [str(run) for run in range(20, 30)]
+    await store.delete_model("gone", event("gone", "unregistered"))
+    for number in range(96):
+        await store.add_event(event(f"m{number}"))
+    kept = [e.message for e in await store.events(EventQuery(models=["a"], kinds=["run"], limit=1000))]
+    assert kept == [str(run) for run in range(20, 30)]
+    rare = await store.events(EventQuery(models=["a"], kinds=["registered", "gave-up"]))
+    assert [e.kind for e in rare] == ["registered", "gave-up"]
+    assert await store.events(EventQuery(models=["gone"])) == []
+    assert 50 <= len(await store.events(EventQuery(limit=1000))) - (1 + 10 + 1 + 10) < 50 + 4
+    await store.close()
+
+
 async def test_a_models_events_are_found_by_the_index(store: Store) -> None:
     async def plan(sql: str) -> str:
-        rows = await store._connection.execute_fetchall("EXPLAIN QUERY PLAN " + sql)
+        rows = await store._connection.rows("EXPLAIN QUERY PLAN " + sql)
         return "; ".join(str(row[3]) for row in rows)
 
     statements: list[str] = []
-    await store._connection.set_trace_callback(statements.append)
+    await trace(store, statements.append)
     await store.events(EventQuery(models=["a"], limit=10))
     await store.events(EventQuery(models=["a", "b"], kinds=["x"], limit=10))
     await store.events(EventQuery(limit=10))
-    await store._connection.set_trace_callback(None)  # type: ignore[arg-type]
+    await trace(store, None)
     one, several, every = [await plan(sql) for sql in statements if sql.startswith("SELECT")]
     assert "USING INDEX events_of_model" in one and "TEMP B-TREE" not in one
-    assert "USING INDEX events_of_model" in several
+    assert "USING INDEX events_of_kind" in several
     assert every == "SCAN events"  # from the newest, and ended by LIMIT
-    prune = "DELETE FROM events WHERE model = 'a' AND id <= (SELECT id FROM events WHERE model = 'a' ORDER BY id DESC LIMIT 1 OFFSET 9)"
-    assert "USING COVERING INDEX events_of_model" in await plan(prune)
+    plans = [await plan(re.sub(r"\?\d", "9", sql)) for sql, _ in database._prune(["a"])]
+    assert not any("SCAN events" in told for told in plans)
+    stays = "SEARCH newer USING COVERING INDEX events_of_kind (model=? AND kind=? AND "
+    assert all(stays in told for told in plans)
 
 
 # -- Many at once, and interrupted
+
+
+async def trace(store: Store, told: Callable[[str], object] | None) -> None:
+    """Have each statement told in SQLite's thread, before it is done."""
+    await store._connection.run(lambda connection: connection.set_trace_callback(told))
 
 
 async def test_a_hundred_writers(store: Store) -> None:
@@ -397,38 +432,32 @@ async def test_a_hundred_writers(store: Store) -> None:
 
 
 @pytest.mark.parametrize("at", ["BEGIN", "INSERT INTO models", "INSERT INTO events", "COMMIT"])
-async def test_a_write_that_is_interrupted_while_sqlite_is_at_it_is_whole(
-    store: Store, monkeypatch: pytest.MonkeyPatch, at: str
-) -> None:
-    execute, loop = store._connection.execute, asyncio.get_running_loop()
+async def test_a_write_that_is_interrupted_while_sqlite_is_at_it_is_whole(store: Store, at: str) -> None:
+    loop = asyncio.get_running_loop()
 
-    def interrupt(sql: str, *more: Any) -> Any:
+    def interrupt(sql: str) -> None:
         if sql.startswith(at):
-            loop.call_soon(write.cancel)  # while SQLite's thread is at it
-        return execute(sql, *more)
+            loop.call_soon_threadsafe(write.cancel)  # while SQLite's thread is at it
 
+    await trace(store, interrupt)
     write = asyncio.create_task(store.save_model("a", {}, event()))
-    with monkeypatch.context() as patch:
-        patch.setattr(store._connection, "execute", interrupt)
-        with pytest.raises(asyncio.CancelledError):
-            await write
+    with pytest.raises(asyncio.CancelledError):
+        await write
+    await trace(store, None)
     assert len(await store.models()) == len(await store.events(EventQuery())) == 1
     await store.add_event(event("b"))
     assert [e.model for e in await store.events(EventQuery(models=["b"]))] == ["b"]
 
 
-async def test_a_write_that_is_interrupted_before_its_turn_is_nothing(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    execute, at_it, go_on = store._connection.execute, asyncio.Event(), asyncio.Event()
+async def test_a_write_that_is_interrupted_before_its_turn_is_nothing(store: Store) -> None:
+    loop, at_it, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
 
-    async def slowly(sql: str, *more: Any) -> Any:
+    def slowly(sql: str) -> None:
         if sql == "COMMIT":
-            at_it.set()
-            await go_on.wait()
-        return await execute(sql, *more)
+            loop.call_soon_threadsafe(at_it.set)
+            go_on.wait(10)
 
-    monkeypatch.setattr(store._connection, "execute", slowly)
+    await trace(store, slowly)
     first = asyncio.create_task(store.add_event(event("first")))
     await at_it.wait()
     second, third = (asyncio.create_task(store.save_model(name, {}, event(name))) for name in ("second", "third"))
@@ -438,19 +467,18 @@ async def test_a_write_that_is_interrupted_before_its_turn_is_nothing(
         await second
     go_on.set()
     await asyncio.gather(first, third)
-    monkeypatch.undo()
     assert [m.name for m in await store.models()] == ["third"]
     assert [e.model for e in await store.events(EventQuery())] == ["first", "third"]
 
 
 async def test_those_who_wait_share_a_transaction_but_not_an_error(store: Store) -> None:
     statements: list[str] = []
-    await store._connection.set_trace_callback(statements.append)
+    await trace(store, statements.append)
     ends = await asyncio.gather(
         *(store.add_event(event(f"m{n}", message=None if n == 50 else "told")) for n in range(100)),
         return_exceptions=True,
     )
-    await store._connection.set_trace_callback(None)  # type: ignore[arg-type]
+    await trace(store, None)
     assert [type(end) for end in ends] == [StoreFailed if n == 50 else type(None) for n in range(100)]
     assert [e.model for e in await store.events(EventQuery(limit=200))] == [f"m{n}" for n in range(100) if n != 50]
     assert statements.count("COMMIT") == 1
@@ -473,22 +501,32 @@ async def test_what_waits_is_written_before_the_end(path: Path) -> None:
     assert look(path, "SELECT COUNT(*) FROM events") == [(10,)]
 
 
-async def test_a_commit_that_fails_is_undone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    execute = store._connection.execute
+async def test_a_commit_that_fails_is_undone(store: Store) -> None:
+    def authorize(action: int, what: str | None, *_: str | None) -> int:
+        refused = (action, what) == (22, "COMMIT")  # SQLITE_TRANSACTION (sqlite.org/c3ref/c_alter_table.html)
+        return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
 
-    def fail(sql: str, *more: Any) -> Any:
-        return execute("SELECT nonsense" if sql == "COMMIT" else sql, *more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store._connection, "execute", fail)
-        with pytest.raises(StoreFailed):
-            await store.save_model("a", {}, event())
+    await store._connection.run(lambda connection: connection.set_authorizer(authorize))
+    with pytest.raises(StoreFailed):
+        await store.save_model("a", {}, event())
+    await store._connection.run(lambda connection: connection.set_authorizer(None))
     assert await store.models() == []
     await store.save_model("b", {}, event("b"))
     assert [m.name for m in await store.models()] == ["b"]
 
 
 # -- Intents
+
+
+async def test_an_intent_begins_with_the_event_that_says_who_asked_for_it(store: Store, path: Path) -> None:
+    await store.add_event(event("b"))
+    first = await store.begin(Intent(model="a", kind="start"), event("a"))
+    assert [(intent.id, intent.model) for intent in await store.unfinished() if intent.model] == [(first, "a")]
+    await store.end(first)
+    assert [e.model for e in await store.events(EventQuery())] == ["b", "a"]
+    with pytest.raises(StoreFailed):
+        await store.begin(Intent(model="a", kind="start"), event("a", message=None))
+    assert look(path, "SELECT COUNT(*) FROM intents WHERE model = 'a'") == [(0,)]
 
 
 async def test_an_intent_is_there_until_it_is_ended(store: Store, path: Path) -> None:

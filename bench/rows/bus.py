@@ -6,16 +6,15 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from bench import echo
+from bench import echo, seam
 from bench.load import Client, address, calls_per_second
 from bench.measure import Result, in_turns, run, timed
 from bench.peers import PROJECT
 from bench.world import World, name, spawn, until
 from cortexd.api.interfaces import load
-from cortexd.names import BUS_NAME, MANAGER_INTERFACE, MODEL_INTERFACE, ROOT_PATH, model_path
+from cortexd.names import BUS_NAME, MANAGER_INTERFACE, MODEL_INTERFACE, ROOT_PATH
 
 _LIBRARIES = {"dbus-next": "dbus_next", "dbus-fast": "dbus_fast"}
 _LISTENERS = 20
@@ -34,15 +33,14 @@ def measure(world: World) -> Result:
             run(["systemctl", "--user", "set-environment", f"CORTEX_DBUS={module.removeprefix('dbus_')}"])
             world.restart()
             world.call("GetModel", "s", name(0))
-            with _echo_service(world, module, listing):
+            with _service(world, echo.NAME, PROJECT / "bench" / "echo.py", module, listing):
                 _on(world, result, library, size)
     finally:
         run(["systemctl", "--user", "unset-environment", "CORTEX_DBUS"])
         world.restart()
     result.notes.append(
-        "The echo service stands on the library's own object layer and does nothing. cortexd checks arguments and looks models up; "
-        "behind each of its signals here is a whole ResetFailed: systemd is asked, the unit read again, and the event on disk "
-        "before anybody is told."
+        "The echo service stands on the library's own object layer and does nothing; cortexd checks arguments and looks models up. "
+        "The signals are those of a method that sends one and does nothing else, on cortexd's own object layer (bench/seam.py)."
     )
     return result
 
@@ -55,10 +53,10 @@ def _listing(world: World) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _echo_service(world: World, module: str, listing: Path) -> Iterator[None]:
-    process = spawn(world.venv / "python", PROJECT / "bench" / "echo.py", module, listing)
+def _service(world: World, name: str, *command: object, **environment: str) -> Iterator[None]:
+    process = spawn(world.venv / "python", *command, **environment)
     try:
-        until(lambda: echo.NAME in run(["busctl", "--user", "list", "--acquired", "--no-legend"]), "the echo service")
+        until(lambda: name in run(["busctl", "--user", "list", "--acquired", "--no-legend"]), f"the service {name}")
         yield
     finally:
         process.kill()
@@ -79,8 +77,8 @@ def _on(world: World, result: Result, library: str, size: int) -> None:
         what = f"calls with {count} client{'s' if count > 1 else ''}, {library}"
         _compare(
             world, result, what, "1/s",
-            lambda clients=clients: calls_per_second(clients, seconds),  # type: ignore[misc]
-            lambda echoes=echoes: calls_per_second(echoes, seconds),  # type: ignore[misc]
+            lambda clients=clients: calls_per_second(clients, seconds),
+            lambda echoes=echoes: calls_per_second(echoes, seconds),
         )  # fmt: skip
         for client in clients + echoes:
             client.close()
@@ -89,9 +87,10 @@ def _on(world: World, result: Result, library: str, size: int) -> None:
     other.prepare(*theirs, "ListModels")
     what = f"list of {size} models, {library}"
     _compare(world, result, what, "1/s", lambda: _answered(client), lambda: _answered(other))
-    client.prepare(BUS_NAME, model_path(name(0)), MODEL_INTERFACE, "ResetFailed", "a{sv}", {})
+    client.prepare(seam.NAME, seam.PATH, seam.NAME, "Notify")
     other.prepare(*theirs, "Notify")
-    _fan_out(world, result, library, client, other)
+    with _service(world, seam.NAME, "-m", "bench.seam", CORTEX_DBUS=_LIBRARIES[library].removeprefix("dbus_")):
+        _fan_out(world, result, library, client, other)
     client.close()
     other.close()
 
@@ -100,7 +99,7 @@ def _fan_out(world: World, result: Result, library: str, client: Client, other: 
     told = [Client(address()) for _ in range(_LISTENERS)]
     echoed = [Client(address()) for _ in range(_LISTENERS)]
     for listener in told:
-        listener.subscribe(f"type='signal',interface='{MANAGER_INTERFACE}',member='EventAdded'")
+        listener.subscribe(f"type='signal',interface='{seam.NAME}',member='Notified'")
     for listener in echoed:
         listener.subscribe(f"type='signal',interface='{echo.NAME}',member='Notified'")
     what = f"signals a second, each to {_LISTENERS} clients, {library}"

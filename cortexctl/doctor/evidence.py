@@ -42,6 +42,8 @@ class Manager:
     failed_others: int = 0
     controllers: frozenset[str] | None = None
     """Of its control group: what the system's manager delegates to it. None where its group is not found."""
+    everywhere: frozenset[str] = frozenset()
+    """Controllers of the whole hierarchy: one that is missing there cannot be delegated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,6 +156,8 @@ class Files:
     """What others than the owner may read, write or enter."""
     not_ours: tuple[Path, ...] = ()
     """What belongs to another user."""
+    link_to_theirs: Path | None = None
+    """~/.cortex, where it is a link to a folder of another user's."""
     odd: tuple[Path, ...] = ()
     """What is neither a regular file nor a folder where one of ours should be."""
     set_aside: tuple[Path, ...] = ()
@@ -166,6 +170,8 @@ class Verified:
 
     units: int
     complaints: tuple[str, ...] = ()
+    foreign: frozenset[str] = frozenset()
+    """Units whose file cortexd did not write, or cannot read: a link, garbage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

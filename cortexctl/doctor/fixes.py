@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from cortexctl.bus import Bus, Call
 from cortexctl.diagnose import SYSTEMD, UNIT
 from cortexctl.doctor.line import Cure, Fix
+from cortexctl.doctor.look_files import places
 from cortexctl.doctor.look_session import LOGIND, LOGIND_PATH, system_bus, user_name
 from cortexctl.errors import CtlError
 
@@ -38,24 +41,37 @@ def _linger(interactive: bool) -> None:
 
 
 def _close(paths: Sequence[str]) -> None:
-    """Follows no link, and touches only what is the user's own and a regular file or a folder: what lies there now need
-    not be what was looked at."""
+    """Touches only what is the user's own and a regular file or a folder: what lies there now need not be what was looked
+    at."""
+    data = places(os.environ).data
     failed = []
-    for path in paths:
+    for path in map(Path, paths):
         try:
-            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | os.O_NOFOLLOW
-            descriptor = os.open(path, flags)
-            try:
+            with _opened(path, data) as descriptor:
                 status = os.fstat(descriptor)
                 if status.st_uid == os.getuid() and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
                     os.fchmod(descriptor, stat.S_IMODE(status.st_mode) & ~0o077)
-            finally:
-                os.close(descriptor)
         except OSError as e:
             failed.append(f"{path}: {e.strerror}")
     if failed:
         more = f" and {len(failed) - 1} more" if failed[1:] else ""
         raise CtlError("FixFailed", f"cannot take the rights of others away: {failed[0]}{more}")
+
+
+@contextmanager
+def _opened(path: Path, data: Path) -> Iterator[int]:
+    """A descriptor of it. `data` may be a link, and so may what leads there or to a unit; nothing below it, nor `path`."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    start = data if path.is_relative_to(data) else path.parent
+    descriptor = os.open(start, flags)
+    try:
+        for part in path.relative_to(start).parts:
+            inner = os.open(part, flags | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _unit_job(method: str) -> None:

@@ -12,6 +12,7 @@ from cortexctl.doctor import bounded
 from cortexctl.doctor.evidence import Files, Places, Unseen, Verified
 from cortexd.diagnosis import machine
 from cortexd.errors import CortexError
+from cortexd.names import model_name
 from cortexd.units.files import FileState, check_loadable, inspect
 
 _MOST = 5000
@@ -50,10 +51,12 @@ def files(where: Places) -> Files:
     for path, right in _private(where):
         if kind := _fault(path, right, may_be_link=path == where.data):
             found[kind].append(path)
+    linked = where.data in found["not_ours"] and where.data.is_symlink()
     return Files(
         present=where.data.exists(),
         open=tuple(found["open"]),
-        not_ours=tuple(found["not_ours"]),
+        not_ours=() if linked else tuple(found["not_ours"]),  # what lies below it is theirs, too
+        link_to_theirs=where.data if linked else None,
         odd=tuple(found["odd"]),
         set_aside=tuple(sorted(where.data.glob("models.db.damaged-*[0-9]"))[:_MOST]),
     )
@@ -65,7 +68,7 @@ def rooms(where: Places) -> tuple[machine.Folder, ...]:
 
 
 def _private(where: Places) -> Iterator[tuple[Path, Collection[int]]]:
-    """What nobody but its owner may read, and what may be there (stat.S_IFMT)."""
+    """What nobody but its owner may read, and what may be there (stat.S_IFMT). Nothing below a link but ~/.cortex itself."""
     if os.path.lexists(where.data):
         yield where.data, _FOLDER
         yield from ((path, _FILE) for path in islice(where.data.glob("models.db*"), _MOST))
@@ -75,7 +78,8 @@ def _private(where: Places) -> Iterator[tuple[Path, Collection[int]]]:
                 yield folder, _FOLDER
             if not folder.is_symlink():
                 yield from ((path, _EITHER) for path in islice(folder.glob("*"), _MOST))
-                yield from ((path, _FILE) for path in islice(folder.glob("*/environment"), _MOST))
+                inside = (path for path in folder.glob("*/environment") if not path.parent.is_symlink())
+                yield from ((path, _FILE) for path in islice(inside, _MOST))
     for path in islice(where.unit_folder.glob("cortex-*.service"), _MOST):
         if not can_be_loaded(path):
             yield path, ()
@@ -121,4 +125,5 @@ def verified(where: Places) -> Verified | Unseen:
     # It reads units of others, too, on which these depend.
     names = {path.name for path in units}
     lines = [line.strip() for line in said.splitlines()]
-    return Verified(len(units), tuple(line for line in lines if any(name in line for name in names)))
+    foreign = frozenset(path.name for path in units if model_name(path.name) and inspect(path) is FileState.FOREIGN)
+    return Verified(len(units), tuple(line for line in lines if any(name in line for name in names)), foreign)

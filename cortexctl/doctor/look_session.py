@@ -76,6 +76,7 @@ def _manager(bus: Bus) -> Manager | Unseen:
         failed=failed,
         failed_others=max(int(found.get("NFailedUnits", 0)) - len(failed), 0),
         controllers=_controllers(str(found.get("ControlGroup", ""))),
+        everywhere=_controllers("") or frozenset(),
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from cortexctl.doctor.evidence import Files, Unseen, Verified
 from cortexctl.doctor.line import Cure, Fix, Line, error, from_sentence, note, ok, warning
 from cortexctl.human import size
 from cortexd.diagnosis.machine import Folder
+from cortexd.names import model_name
 
 LITTLE_ROOM = 1 << 30
 """Bytes, for what backends download; our own files need far less."""
@@ -21,18 +23,21 @@ def modes(files: Files, user: str) -> Iterator[Line]:
     if files.odd:
         text = f"{_some(files.odd)}: where cortexd keeps a file or a folder of its own lies something else"
         yield error("files", text, "see what it is, and move it away")
+    if files.link_to_theirs:
+        text = f"{files.link_to_theirs}: is a link to a folder of another user's"
+        yield error("files", text, f"rm {shlex.quote(str(files.link_to_theirs))}")
     if files.not_ours:
-        paths = " ".join(map(str, files.not_ours[:_MOST]))
-        yield error("files", f"{_some(files.not_ours)}: belongs to another user", f"sudo chown {user}: {paths}")
+        paths = shlex.join(map(str, files.not_ours[:_MOST]))
+        yield error("files", f"{_some(files.not_ours)}: belongs to another user", f"sudo chown -h {user}: {paths}")
     if files.open:
         what = "1 file or folder" if len(files.open) == 1 else f"{len(files.open)} files and folders"
         yield warning(
             "files",
             f"{_some(files.open)}: others than you have rights to it",
-            f"chmod go= {' '.join(map(str, files.open[:_MOST]))}{' ...' if files.open[_MOST:] else ''}",
+            f"chmod go= {shlex.join(map(str, files.open[:_MOST]))}{' ...' if files.open[_MOST:] else ''}",
             Fix(Cure.CLOSE, f"Take the rights of others to {what} away?", tuple(map(str, files.open))),
         )
-    if not (files.odd or files.not_ours or files.open):
+    if not (files.odd or files.link_to_theirs or files.not_ours or files.open):
         yield ok("files", "nobody else may read your models' files" if files.present else "there is no ~/.cortex yet")
 
 
@@ -69,13 +74,21 @@ def units(verified: Verified | Unseen) -> Iterator[Line]:
         yield note("units", f"the units were not verified: {verified.reason}")
         return
     for complaint in verified.complaints[:_MOST]:
-        yield warning("units", complaint, "'cortexctl cat NAME' shows a unit; what you added lies in its drop-ins")
+        yield warning("units", complaint, _unit_remedy(complaint, verified.foreign))
     if verified.complaints[_MOST:]:
         more = len(verified.complaints) - _MOST
         yield warning("units", f"systemd complains of units {more} times more", "see 'systemd-analyze --user verify'")
     if verified.units and not verified.complaints:
         files = "the unit file" if verified.units == 1 else f"{verified.units} unit files"
         yield ok("units", f"systemd has nothing to say against {files}")
+
+
+def _unit_remedy(complaint: str, foreign: Collection[str]) -> str:
+    unit = next((unit for unit in sorted(foreign) if unit in complaint), "")
+    if unit:
+        repair = f"'cortexctl repair {model_name(unit)}' puts its file aside and writes the unit"
+        return f"{repair}; where no model has that name, move the file away"
+    return "'cortexctl cat NAME' shows a unit; what you added lies in its drop-ins"
 
 
 def journal(problem: str | Unseen | None) -> Iterator[Line]:

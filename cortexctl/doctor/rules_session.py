@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from cortexctl.diagnose import UNUSABLE, failure, version_mismatch
 from cortexctl.doctor.evidence import Daemon, Manager, Session, Unseen
 from cortexctl.doctor.line import Cure, Fix, Line, error, from_sentence, note, ok, warning
-from cortexd.limits import DELEGATE
+from cortexd.limits import unavailable
 from cortexd.names import model_name
 from cortexd.version import VERSION
 
@@ -91,18 +91,24 @@ def delegation(session: Session) -> Iterator[Line]:
     if have is None:
         yield note("controllers", "which limits are enforced is not known: your manager's control group cannot be read")
         return
-    if missing := [name for name in NEEDED if name not in have]:
-        text = f"limits of {', '.join(missing)} are not enforced: your manager does not have the controllers"
-        yield warning("controllers", text, DELEGATE)
+    missing: dict[str, list[str]] = {}
+    for name in NEEDED:
+        if name not in have:
+            missing.setdefault(unavailable(name, found.everywhere)[1], []).append(name)
+    for remedy, names in missing.items():
+        text = f"limits of {', '.join(names)} are not enforced: your manager does not have the controllers"
+        yield warning("controllers", text, remedy)
+    if missing:
         return
     yield ok("controllers", f"limits are enforced for {', '.join(NEEDED)}" + (", io" if "io" in have else ""))
     if "io" not in have:
+        why, remedy = unavailable("io", found.everywhere)
         models = (session.daemon and session.daemon.models) or ()
         weighted = [m.name for m in models if m.io_weight not in (None, _DEFAULT_IO_WEIGHT)]
         if weighted:
-            yield warning("controllers", f"IOWeight of {_some(weighted)} has no effect: io is not delegated", DELEGATE)
+            yield warning("controllers", f"IOWeight of {_some(weighted)} has no effect: {why}", remedy)
         else:
-            yield note("controllers", "IOWeight would have no effect: io is not delegated to users", DELEGATE)
+            yield note("controllers", f"IOWeight would have no effect: {why}", remedy)
 
 
 def linger(lingers: bool | Unseen, user: str) -> Iterator[Line]:

@@ -31,7 +31,7 @@ def _current(view: ModelView) -> bool:
 
 def _health(view: ModelView) -> str:
     model, health = view.model, view.model.health
-    if not (model.spec.health.enabled and model.endpoint):
+    if not model.probed:
         return "off"
     if not (_current(view) and health.probed):
         return "unknown"
@@ -142,20 +142,27 @@ def _coming(view: ModelView, failures: int) -> str:
     policy = model.spec.health
     if not (policy.enabled and model.endpoint):
         return "nothing: health checks are off"
+    run = view.unit.invocation_id
+    spent = model.budget.failed_with(run) if model.is_last(run) else 0
+    if state is State.RESTARTING and spent:
+        return f"nothing: it is stopped for good: {_spent(spent, 'is')}"
     if state in (State.STARTING, State.RESTARTING):
         return "liveness probes begin once it is ready"
     if state not in _SERVING:
         return "nothing: the model is not running"
+    if model.ending.run == run and model.ending.by == "health":
+        coming = f"is stopped for good: {_spent(spent, 'is')}" if spent else "systemd starts it again"
+        return f"it is being killed, and {coming}"
     left = max(policy.max_failures - failures, 1)  # past the limit every further one asks for a restart again
     word = "more failed" if failures else "failed"
     after = f"{left} {word} probes in a row" if left > 1 else f"one {word} probe"
     if model.spec.restart.restart == "no":
         return f"after {after} it counts as unhealthy, and is not restarted (Restart=no)"
-    if model.on_its_last_run:
-        runs = model.budget.failed + 1
-        spent = f"that would be {runs} failed runs in a row" if runs > 1 else "max_restarts allows no failed run"
-        return f"after {after} it is stopped for good: {spent}"
-    return f"after {after} it is restarted"
+    return f"after {after} it is " + (f"stopped for good: {_spent(spent, 'would be')}" if spent else "restarted")
+
+
+def _spent(runs: int, verb: str) -> str:
+    return f"that {verb} {runs} failed runs in a row" if runs > 1 else "max_restarts allows no failed run"
 
 
 def repair_values(repaired: Repaired) -> dict[str, Variant]:

@@ -77,10 +77,15 @@ def opened(folder: str, scope: Scope) -> str:
     command line, or holds others' secrets. Empty where none."""
     folder = "/" + os.path.normpath(folder).lstrip("/")
     for ours in map(str, (scope.data, scope.unit_folder, *scope.backend_folders)):
-        # As texts, since every model of 1,000 is defined anew when the daemon starts.
-        if f"{folder}/".startswith(f"{ours}/") or f"{ours}/".startswith(f"{folder.rstrip('/')}/"):
+        # By name, which may lead elsewhere tomorrow, and by where both lie now.
+        if _meet(folder, ours) or _meet(os.path.realpath(folder), os.path.realpath(ours)):
             return ours
     return ""
+
+
+def _meet(one: str, other: str) -> bool:
+    """Whether one of two folders lies in the other, as texts."""
+    return f"{one}/".startswith(f"{other.rstrip('/')}/") or f"{other}/".startswith(f"{one.rstrip('/')}/")
 
 
 class Backend(ABC):

@@ -21,7 +21,7 @@ from cortexd.errors import InvalidConfig
 from cortexd.kinds import is_systemds_variable, looks_secret
 from cortexd.model import SETTINGS
 
-_ENDPOINT = re.compile(r"/[!-~]*")
+_ENDPOINT = re.compile(r"/[!-\"$-~]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PACKAGE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _METRIC = re.compile(r"[A-Za-z_:][A-Za-z0-9_:]*")
@@ -268,7 +268,7 @@ def _folder(text: str) -> None:
         raise ValueError("has a '..', which a unit cannot name; write it without")
 
 
-_endpoint = _matches(_ENDPOINT, "must be a path that begins with / and has no blanks")
+_endpoint = _matches(_ENDPOINT, "must be a path that begins with / and has neither blanks nor a #")
 _variable = _matches(_VARIABLE, "must be a variable's name: letters, digits and _")
 _flag = _matches(_FLAG, "must be an option such as --host")
 

@@ -6,6 +6,7 @@ import os
 import stat
 from pathlib import Path
 
+from cortexd.bounded import unwaiting
 from cortexd.errors import InvalidConfig
 
 _MAGIC = b"GGUF"
@@ -13,10 +14,8 @@ _MAGIC = b"GGUF"
 
 def first_bytes(path: Path, size: int) -> bytes:
     """The first bytes of a regular file; of anything else none. Raises OSError."""
-    # A FIFO would let us wait for ever.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        return file.read(size) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+    with open(path, "rb", opener=unwaiting) as file:
+        return file.read(size) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
 
 
 def check_gguf(path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cortexd.backends.custom import CustomBackend
 from cortexd.backends.form import parse
+from cortexd.bounded import unwaiting
 from cortexd.errors import InvalidConfig
 from cortexd.scope import Scope
 
@@ -91,9 +92,8 @@ def _parse(path: Path, text: bytes, identity: _Identity) -> _Parsed:
 
 def _read(path: Path) -> tuple[bytes, _Identity]:
     """A file's bytes and the identity that they have. Never waits: a FIFO is refused. Raises OSError and InvalidConfig."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    with os.fdopen(descriptor, "rb") as file:
-        identity = _identity(path, os.fstat(descriptor))
+    with open(path, "rb", opener=unwaiting) as file:
+        identity = _identity(path, os.fstat(file.fileno()))
         text = file.read(MAX_BYTES + 1)
     if len(text) > MAX_BYTES:
         raise InvalidConfig(f"{path}: has more than {MAX_BYTES} bytes; a backend needs no more")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,6 +27,7 @@ from cortexd.kinds import INFINITY, MIB
 from cortexd.model import ModelSpec
 from cortexd.scope import Scope
 
+_VARIABLES = frozenset(VARIABLES)
 _DEFAULT_CACHE_RAM = 8192 * MIB
 _API_KEY = "LLAMA_API_KEY"
 _SPLIT = ("-sm", "--split-mode", "-ts", "--tensor-split")
@@ -100,7 +101,7 @@ class LlamaCpp(Backend):
         return LaunchPlan(
             argv=(*argv, *extra(spec)),
             environment=environment,
-            unset_environment=(*(name for name in VARIABLES if name not in environment), _API_KEY),
+            unset_environment=(*_without(environment), _API_KEY),
             writes=(*folders(caches), *socket_folder(spec)),
             reads=local_model(spec),
             # A request in flight outlives SIGTERM for as long as it takes.
@@ -118,6 +119,11 @@ class LlamaCpp(Backend):
                 ),
             ),
         )
+
+
+def _without(environment: Mapping[str, str]) -> Sequence[str]:
+    """VARIABLES but those that are given."""
+    return [name for name in VARIABLES if name not in environment] if environment.keys() & _VARIABLES else VARIABLES
 
 
 def llama_gpus(spec: ModelSpec) -> dict[str, str]:

@@ -136,13 +136,13 @@ class Diagnoser:
         try:
             async with self._catalog.locked(model):
                 if log_.lines:
-                    await asyncio.to_thread(runlog.save, self._scope.logs, model.name, run, ended, log_.text)
+                    try:
+                        await asyncio.to_thread(runlog.save, self._scope.logs, model.name, run, ended, log_.text)
+                    except OSError as e:
+                        log.warning("%s: the log of its failed run is not saved: %s", model.name, e)
                 await self._store.add_event(event)
         except NoSuchModel:
             return
-        except OSError as e:
-            log.warning("%s: the log of its failed run is not saved: %s", model.name, e)
-            await self._store.add_event(event)
         except CortexError as e:
             log.error("event %s of %s is lost: %s", event.kind, event.model, e)
         if log_.lost:

@@ -5,14 +5,18 @@ Nobody is asked about a model that is in the cache already, and no answer is no 
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import aiohttp
+if TYPE_CHECKING:
+    import aiohttp
 
 ENDPOINT = "https://huggingface.co"
 _MAX_ANSWER = 1 << 20  # bytes
@@ -91,6 +95,9 @@ async def ask(name: str, endpoint: str, token: str, seconds: float) -> Access:
     """Ask the hub for a repository, within `seconds` in all. Never raises but when cancelled."""
     url = f"{endpoint.rstrip('/')}/api/models/{name}"
     headers = {"Authorization": f"Bearer {token}"} if token and token.isprintable() else {}
+    await asyncio.to_thread(importlib.import_module, "aiohttp")  # 15 MB, and a third of a daemon's start, for the few who ask
+    import aiohttp
+
     limits = aiohttp.ClientTimeout(total=seconds)
     try:
         async with aiohttp.ClientSession(

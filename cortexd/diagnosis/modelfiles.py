@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from cortexd.bounded import unwaiting
 from cortexd.diagnosis import gguf
 
 _MAX_HEADER = 100_000_000  # bytes; safetensors' own limit for its header
@@ -131,10 +132,8 @@ def _says(error: OSError) -> str:
 
 def _inspect(path: Path) -> tuple[int, Fault | None]:
     """The file's size, and what is wrong with it. Raises OSError."""
-    # A FIFO would let us wait for ever.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(descriptor)
+    with open(path, "rb", buffering=0, opener=unwaiting) as file:
+        status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             return 0, Fault(path, "is no file", "give a model's file or folder")
         size = status.st_size
@@ -224,9 +223,8 @@ def _end(entry: object) -> int:
 
 def _indexed(path: Path) -> set[str]:
     """The files that an index names; none where it is too large to be parsed. Raises OSError, ValueError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    with open(path, "rb", opener=unwaiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError
         text = file.read(_MAX_INDEX + 1)
     if len(text) > _MAX_INDEX:

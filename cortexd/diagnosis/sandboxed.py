@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cortexd.errors import CortexError
 from cortexd.registered import Model
-from cortexd.sandbox import inside
+from cortexd.sandbox import dropins, inside
 from cortexd.sandbox.trial import Look, Trials, failure, sandbox_of
 from cortexd.scope import Scope
 from cortexd.systemd.protocol import Systemd, UnitState
@@ -61,9 +61,9 @@ class Sandboxes:
         words = ["--run", program]
         for p, write in tried[1:]:
             words += ["--write" if write else "--read", str(p)]
-        lines = sandbox_of(model, script, self._scope, self._tools)
+        lines = [*sandbox_of(model, script, self._scope, self._tools), *dropins.lines_of(state.drop_in_paths)]
         about = f"What the sandbox of model {model.name} lets through"
-        return Look(about, lines, script, words, state.drop_in_paths)
+        return Look(about, lines, script, words)
 
 
 def _read(state: UnitState, tried: Sequence[tuple[Path, bool]]) -> Trial:

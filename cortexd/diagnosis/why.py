@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cortexd.backends import BACKENDS
+from cortexd.budget import with_last
 from cortexd.diagnosis import causes
 from cortexd.diagnosis.evidence import Evidence, Line, masked
 from cortexd.diagnosis.finding import plain
@@ -28,6 +29,7 @@ _SHOWN_LINES = 5
 _MAX_TEXT = 400
 
 _LOGS = "'cortexctl logs {name}' shows what it said"
+_LAST_LOST = "what it said last may be lost, since the journal was flooded"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +81,7 @@ def given_up(why: str, what: str, last: Cause) -> Cause:
         return replace(last, cause="crash-loop", sentence=why, remedy="'cortexctl events' shows how each run ended")
     word = "crash-loop" if last.cause in _VAGUE else last.cause
     end = "it is restarted no more until it is started by hand or at boot"
-    return replace(last, cause=word, sentence=f"{what}, the last: {last.sentence}; {end}")
+    return replace(last, cause=word, sentence=f"{with_last(what, last.sentence)}; {end}")
 
 
 def _remedy(evidence: Evidence, text: str) -> str:
@@ -281,7 +283,7 @@ def _otherwise(e: Evidence) -> Cause:
     sentence = describe_end(unit) or "the server ended"
     own = _own_lines(e)
     if own and unit.exec_main_code == _CLD_EXITED and unit.exec_main_status:
-        sentence += f"; the last it said: {own[-1].shown}"
+        sentence += f"; {_LAST_LOST}" if e.lost else f"; the last it said: {own[-1].shown}"
     return Cause(cause=UNKNOWN, sentence=sentence, remedy=_remedy(e, _LOGS))
 
 

@@ -38,6 +38,9 @@ class Watched:
     gpu: Gpu | None = None
     grace: float = 0
     """Seconds before the first probe, where nothing told that the server is ready."""
+    ready: float | None = None
+    """When it became ready, by the loop's clock, which is systemd's (CLOCK_MONOTONIC): what generates is asked for from then
+    on, however often its watcher is another one. None where that is not known: from the first round on."""
 
 
 def suspended() -> float:
@@ -87,13 +90,13 @@ class Monitor:
         """Probe at once, then every `interval`, start to start, in a phase that the name decides, so that many models
         that became ready together are not probed together."""
         loop = asyncio.get_running_loop()
-        state = HealthState(run=model.run, suspended=self._suspended())
+        state = HealthState(run=model.run, suspended=self._suspended(), generated=model.ready)
         resumes = self._resumes
-        due = loop.time() + model.grace
+        due = earliest = loop.time() + model.grace
         phase = (zlib.crc32(model.name.encode()) % 1000) / 1000
         while True:
             while not await _sleep_until(due, settings_changed):
-                due = min(due, loop.time() + model.policy().interval)
+                due = max(earliest, min(due, loop.time() + model.policy().interval))
             policy = model.policy()
             late = loop.time() - due
             try:

@@ -22,6 +22,7 @@ HISTORY = 10
 """Outcomes that are remembered."""
 
 _SUSPENDED = 1.0  # seconds; the two clocks are read one after the other
+_PUNCTUAL = 0.5  # seconds; a time-out that is told later than this was told by a loop that stood still
 
 
 class Outcome(StrEnum):
@@ -126,7 +127,7 @@ class Past:
     outcome: Outcome
     latency: float
     meaning: str
-    """ok, busy (excused), failed (counted), or void (the machine had slept or stalled, or we could not ask)."""
+    """ok, busy (excused), failed (counted), or void (the machine or we had slept or stalled, or we could not ask)."""
 
 
 class Decision(Enum):
@@ -144,6 +145,8 @@ class Change(Enum):
     RECOVERED = "recovered"
     CONDEMNED = "condemned"
     AFRESH = "afresh"
+    BLIND = "blind"
+    """All outcomes that are remembered are void."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,6 +184,8 @@ class Verdict:
     state: HealthState
     decision: Decision = Decision.NOTHING
     changes: tuple[Change, ...] = ()
+    void: str = ""
+    """Why it says nothing about the server, where it does not."""
 
 
 def engine_due(state: HealthState, policy: HealthPolicy, now: float) -> bool:
@@ -199,13 +204,15 @@ def after_round(state: HealthState, policy: HealthPolicy, found: Round) -> Verdi
 
     A round about a run that is gone, or not ready any more, changes nothing. A failure within a gap (the machine slept,
     or stood still) says nothing about the server: counting starts afresh. A round in which we could not ask, for want of
-    descriptors or memory of our own, says as little, and changes nothing either.
+    descriptors or memory of our own, or stood still ourselves while the answer may have been there, says as little, and
+    changes nothing either.
     """
     if not found.run or found.run != state.run:
         return Verdict(state)
-    if unasked := _unasked(found):
-        return Verdict(_remember(replace(state, suspended=found.suspended), found, unasked, "void"))
-    bad = _bad(policy, found)
+    gap, ours = _gap(state, policy, found), _ours(policy, found)
+    bad = ours or _bad(policy, found)
+    if bad and (gap or ours):
+        return _void(state, found, bad, afresh=gap)
     overdue = (*((state.sample,) if state.sample else ()), *found.samples)
     working = _worked(overdue)
     new = replace(
@@ -218,10 +225,6 @@ def after_round(state: HealthState, policy: HealthPolicy, found: Round) -> Verdi
         new = replace(new, failures=0, reason="", busy=False, condemned=False, excused_since=None)
         recovered = (Change.RECOVERED,) if state.failures or state.busy else ()
         return Verdict(_remember(new, found, None, "ok"), changes=recovered)
-    if _gap(state, policy, found):
-        new = HealthState(run=state.run, suspended=found.suspended, generated=found.at, history=state.history)
-        afresh = (Change.AFRESH,) if state.failures or state.busy else ()
-        return Verdict(_remember(new, found, bad, "void"), changes=afresh)
     if bad.timed_out and (excuse := _excuse(state, policy, found, working, overdue)):
         alive = excuse is not _CPU
         new = replace(
@@ -240,6 +243,22 @@ def after_round(state: HealthState, policy: HealthPolicy, found: Round) -> Verdi
     changes = tuple(change for change, new_now in news.items() if new_now)
     decision = Decision.RESTART if condemned else Decision.NOTHING
     return Verdict(_remember(new, found, bad, "failed"), decision, changes)
+
+
+def _void(state: HealthState, found: Round, bad: Probe, *, afresh: bool) -> Verdict:
+    """A round that says nothing about the server."""
+    new = HealthState(run=state.run, generated=found.at, history=state.history) if afresh else state
+    new = _remember(replace(new, suspended=found.suspended), found, bad, "void")
+    news = {
+        Change.AFRESH: afresh and (state.failures or state.busy),
+        Change.BLIND: _blind(new) and not _blind(state),
+    }
+    why = bad.reason if bad.outcome is Outcome.UNASKED else f"{bad.reason}, and the machine or cortexd stood still"
+    return Verdict(new, changes=tuple(change for change, new_now in news.items() if new_now), void=why)
+
+
+def _blind(state: HealthState) -> bool:
+    return [past.meaning for past in state.history] == ["void"] * HISTORY
 
 
 _TOKENS = "its own count of tokens and requests grows"
@@ -273,10 +292,15 @@ def _bad(policy: HealthPolicy, found: Round) -> Probe | None:
     return min(failed, key=lambda probe: probe.timed_out, default=None)
 
 
-def _unasked(found: Round) -> Probe | None:
-    """Why we could not ask, if that is so."""
+def _ours(policy: HealthPolicy, found: Round) -> Probe | None:
+    """What failed by our own fault: we could not ask, or were not there when the answer was due."""
+
+    def is_ours(probe: Probe) -> bool:
+        late = probe.timed_out and probe.latency > policy.timeout + _PUNCTUAL
+        return late or probe.outcome is Outcome.UNASKED
+
     asked = (found.probe, found.engine.probe if found.engine else None)
-    return next((probe for probe in asked if probe and probe.outcome is Outcome.UNASKED), None)
+    return min((probe for probe in asked if probe and is_ours(probe)), key=lambda probe: probe.timed_out, default=None)
 
 
 def _gap(state: HealthState, policy: HealthPolicy, found: Round) -> bool:

@@ -19,19 +19,8 @@ MAX_BODY = 64 * 1024
 """Bytes; a health endpoint that says more is not one."""
 
 
-_REFUSED = frozenset(
-    {
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-        errno.ENOENT,
-        errno.ENOTDIR,
-        errno.EACCES,
-    }
-)
-"""What the other side of a connection says, or the path of its socket (connect(2)); the rest is about us: no descriptors,
-ports, buffers, memory."""
+_OURS = frozenset({errno.EAGAIN, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+"""What connect(2) says for want of our own: ports, buffers, memory. The rest is about the other side, or its socket's path."""
 
 _CHUNK = 65536
 _MAX_FRAMING = 65536
@@ -107,10 +96,9 @@ class Prober:
                 return _fault(Outcome.UNFINISHED, f"the answer does not end within {timeout:g} s")
             return _fault(Outcome.TIMEOUT, f"no answer within {timeout:g} s")
         except _NoConnection as e:
-            number = e.errno or 0
-            if number in _REFUSED:
-                return _fault(Outcome.REFUSED, f"no connection: {os.strerror(number)}")
-            return _fault(Outcome.UNASKED, f"cortexd could not ask: {e.strerror or e}")
+            if e.ours:
+                return _fault(Outcome.UNASKED, f"cortexd could not ask: {e}")
+            return _fault(Outcome.REFUSED, f"no connection: {e}")
         except answer.HeadTooLong as e:
             return _fault(Outcome.TOO_LONG, str(e))
         except answer.Malformed as e:
@@ -121,8 +109,12 @@ class Prober:
             return _fault(Outcome.BROKEN, f"it cannot be asked: {e}")
 
 
-class _NoConnection(OSError):
-    """What connect(2) or socket(2) says."""
+class _NoConnection(Exception):
+    """What connect(2) or socket(2) says; `ours`: it is about us."""
+
+    def __init__(self, error: OSError, *, ours: bool) -> None:
+        super().__init__(os.strerror(error.errno) if error.errno else str(error))
+        self.ours = ours
 
 
 async def _exchange(server: Server, path: str, body: bytes, came: answer.Answer, max_body: int) -> Answer:
@@ -154,9 +146,11 @@ async def _exchange(server: Server, path: str, body: bytes, came: answer.Answer,
 
 async def _connected(to: http.Server) -> socket.socket:
     """A socket that is connected, to be closed by the caller. Raises _NoConnection."""
-    sock = None
     try:
         sock = socket.socket(to.family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    except OSError as e:  # no descriptors or memory, or a family that we may not use
+        raise _NoConnection(e, ours=True) from None
+    try:
         while (number := sock.connect_ex(to.name)) == errno.EAGAIN and to.family == socket.AF_UNIX:  # noqa: ASYNC110
             await asyncio.sleep(_QUEUE_PAUSE)  # its queue is full, and nothing tells when it is not
         if number == errno.EINPROGRESS:
@@ -166,10 +160,9 @@ async def _connected(to: http.Server) -> socket.socket:
         elif number:
             raise OSError(number, os.strerror(number))
     except BaseException as e:
-        if sock is not None:
-            sock.close()
+        sock.close()
         if isinstance(e, OSError) and e.errno != errno.ETIMEDOUT:
-            raise _NoConnection(e.errno, os.strerror(e.errno) if e.errno else str(e)) from None
+            raise _NoConnection(e, ours=e.errno in _OURS) from None
         raise
     return sock
 

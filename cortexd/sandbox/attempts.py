@@ -32,7 +32,8 @@ _SYSTEM = ("/usr", "/etc", "/boot", "/opt", "/srv", "/var/lib", "/var/local", "/
 _TUNABLES = ("/proc/sys/kernel/printk", "/proc/sys/vm/swappiness", "/sys/kernel/mm/transparent_hugepage/enabled")
 
 Where = dict[str, str]
-"""What the daemon says of the machine as it sees it: folders by their names, and what a file is (`identity`)."""
+"""What the daemon says of the machine as it sees it: folders by their names, and what a file is (`identity`); of the model
+its file mode mask."""
 
 
 def identity(path: str) -> str:
@@ -139,7 +140,8 @@ def _realtime(where: Where) -> None:
 
 
 def _open_files(where: Where) -> None:
-    _refuse(os.umask(0o077) & 0o077 == 0o077)
+    mask = int(where["umask"], 8)
+    _refuse(os.umask(0o077) & mask == mask)
 
 
 def _user_namespace(where: Where) -> None:
@@ -155,6 +157,7 @@ ATTEMPTS: dict[str, Callable[[Where], object]] = {
     "user-namespace": _user_namespace,
     "gain-privileges": _gain_privileges,
     "write-system": lambda where: _any(writing, _SYSTEM),
+    "write-elsewhere": lambda where: writing(where["elsewhere"]),
     "write-home": lambda where: writing(where["home"]),
     "see-home": lambda where: _seen(where, "home"),
     "see-tmp": lambda where: _seen(where, "tmp"),

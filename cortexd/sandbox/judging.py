@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from types import MappingProxyType
 
 from cortexd.model import SETTINGS, ModelSpec
 from cortexd.units.render import has_namespaces
@@ -19,6 +20,7 @@ class Effect(StrEnum):
     """What a directive does on this machine."""
 
     IN_FORCE = "in force"
+    COVERED = "covered"
     MOOT = "moot"
     NOT_IN_FORCE = "not in force"
     UNKNOWN = "unknown"
@@ -37,17 +39,21 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a look brought. `failure`: why there was none."""
+    """What looks brought. `failure`: why there was none."""
 
     sandbox: Results
     control: Results
+    """Without any sandbox."""
     failure: str = ""
+    apart: Mapping[str, Results] = field(default_factory=dict)
+    """In the sandbox without one directive, by its name; empty where systemd cannot set that up, nor then the attempts."""
 
 
 WORDS: Mapping[str, str] = {
     "user-namespace": "act as the user that it is for the whole machine",
     "gain-privileges": "gain privileges by set-user-ID programs",
     "write-system": "write to the system's folders",
+    "write-elsewhere": "write to a folder of yours outside of your home",
     "write-home": "write to your home",
     "see-home": "see your home",
     "see-tmp": "see the machine's /tmp",
@@ -73,13 +79,13 @@ WORDS: Mapping[str, str] = {
     "kernel-log": "reach the kernel's log",
     "clock": "reach the calls that set the clock",
     "host-name": "set the machine's name",
-    "open-files": "make files that others can read",
+    "open-files": "make files with the rights that the mask takes away",
 }
 """What each attempt tries, as the end of a sentence."""
 
 _ATTEMPTS: Mapping[str, tuple[str, ...]] = {
     "NoNewPrivileges": ("gain-privileges",),
-    "ProtectSystem": ("write-system",),
+    "ProtectSystem": ("write-system", "write-elsewhere"),
     "ProtectHome": ("write-home",),
     "PrivateTmp": ("see-tmp", "see-var-tmp", "see-shared-memory"),
     "PrivateDevices": ("see-devices",),
@@ -99,6 +105,8 @@ _ATTEMPTS: Mapping[str, tuple[str, ...]] = {
     "UMask": ("open-files",),
 }
 """What a setting should prevent."""
+OPTIONAL = tuple(_ATTEMPTS)
+"""The directives without which a sandbox is still one."""
 _FENCES: Mapping[str, tuple[str, ...]] = {
     "PrivateUsers": ("user-namespace",),
     "TemporaryFileSystem=%t": ("user-bus", "user-manager"),
@@ -107,15 +115,34 @@ _FENCES: Mapping[str, tuple[str, ...]] = {
 """The same for what no setting says, and every sandbox of folders has."""
 
 
-def table(spec: ModelSpec, proof: Proof, left_out: str = "") -> list[Row]:
-    """One row for each directive. `left_out`: why those that need namespaces are not in the unit; empty where they are."""
+_LINES: Mapping[str, tuple[str, ...]] = {
+    "ProtectSystem": ("ProtectSystem=", "ReadOnlyPaths="),
+    "PrivateTmp": ("PrivateTmp=", "TemporaryFileSystem=/dev/shm"),
+    "SystemCallFilter": ("SystemCallFilter=", "SystemCallErrorNumber="),
+    "TemporaryFileSystem=%t": ("TemporaryFileSystem=%t", "BindReadOnlyPaths=%t", "BindReadOnlyPaths=-%t"),
+    "InaccessiblePaths=~/.cortex": ("InaccessiblePaths=",),
+}
+"""How the lines of a directive begin, where its name alone does not say it."""
+
+
+def without(lines: Sequence[str], directive: str) -> list[str]:
+    """A sandbox's lines (sandbox_lines) but those of one directive."""
+    return [line for line in lines if not line.startswith(_LINES.get(directive, (f"{directive}=",)))]
+
+
+LeftOut = Mapping[str, str]
+"""Why a directive is not in a unit that should have it, by the directive's name."""
+
+
+def table(spec: ModelSpec, proof: Proof, left_out: LeftOut = MappingProxyType({})) -> list[Row]:
+    """One row for each directive."""
     return [*_rows(spec, proof, left_out)]
 
 
-def _rows(spec: ModelSpec, proof: Proof, left_out: str) -> Iterator[Row]:
+def _rows(spec: ModelSpec, proof: Proof, left_out: LeftOut) -> Iterator[Row]:
     fenced = has_namespaces(spec)
     for directive, attempts in _FENCES.items():
-        yield _judge(directive, "yes" if fenced else "no", attempts, proof, left_out if fenced else "")
+        yield _judge(directive, "yes" if fenced else "no", attempts, proof, left_out)
     for name, attempts in _ATTEMPTS.items():
         setting = SETTINGS.get(name)
         if setting is None:
@@ -123,17 +150,20 @@ def _rows(spec: ModelSpec, proof: Proof, left_out: str) -> Iterator[Row]:
         requested = setting.kind.text(setting.of(spec))
         if name == "ProtectHome" and requested in ("tmpfs", "true"):
             attempts = (*attempts, "see-home")
-        elif name == "ProtectSystem" and requested == "strict":
-            attempts = (*attempts, "write-home")  # it leaves nothing that can be written
-        yield _judge(name, requested, attempts, proof, left_out)
+        elif name == "ProtectSystem" and requested != "strict":
+            attempts = ("write-system",)
+        row = _judge(name, requested, attempts, proof, left_out)
+        if "write-elsewhere" in attempts and proof.control.get("write-elsewhere") and row.why:
+            row = replace(row, why=f"{row.why}; no folder of yours outside of home and /tmp was found to try it in")
+        yield row
 
 
-def _judge(directive: str, requested: str, attempts: tuple[str, ...], proof: Proof, left_out: str) -> Row:
-    """In force only where outside of the sandbox it succeeds and inside it fails."""
+def _judge(directive: str, requested: str, attempts: tuple[str, ...], proof: Proof, left_out: LeftOut) -> Row:
+    """In force only where it fails inside, and succeeds outside of the sandbox and in one that lacks this directive alone."""
     if requested in ("no", "false", "0022"):
         return Row(directive, requested, Effect.OFF)
-    if left_out and directive in NEED_NAMESPACES:
-        return Row(directive, requested, Effect.NOT_IN_FORCE, f"it is left out: {left_out}")
+    if directive in left_out:
+        return Row(directive, requested, Effect.NOT_IN_FORCE, f"it is left out: {left_out[directive]}")
     if proof.failure:
         return Row(directive, requested, Effect.UNKNOWN, proof.failure)
     if any(name not in proof.sandbox or name not in proof.control for name in attempts):
@@ -141,10 +171,17 @@ def _judge(directive: str, requested: str, attempts: tuple[str, ...], proof: Pro
     possible = [WORDS[name] for name in attempts if proof.sandbox[name] == 0]
     if possible:
         return Row(directive, requested, Effect.NOT_IN_FORCE, f"the server could {', and '.join(possible)}")
-    prevented = [WORDS[name] for name in attempts if proof.control[name] == 0]
+    prevented = [name for name in attempts if proof.control[name] == 0]
     if not prevented:
         return Row(directive, requested, Effect.MOOT, MOOT)
-    return Row(directive, requested, Effect.IN_FORCE, f"the server cannot {', nor '.join(prevented)}")
+    apart = proof.apart.get(directive)
+    alone = [name for name in prevented if not apart or apart.get(name) == 0]
+    said = f"the server cannot {', nor '.join(WORDS[name] for name in alone or prevented)}"
+    if not alone:
+        return Row(directive, requested, Effect.COVERED, f"{said}; without it another directive prevents that")
+    if apart is not None and not apart:
+        said += "; without it systemd cannot set up the rest"
+    return Row(directive, requested, Effect.IN_FORCE, said)
 
 
 NEED_NAMESPACES = frozenset(

@@ -6,33 +6,62 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
-import re
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cortexd.bounded import in_thread
 from cortexd.errors import CortexError, InvalidConfig
+from cortexd.names import MAX_MODELS
 from cortexd.registered import Model
-from cortexd.sandbox import attempts
-from cortexd.sandbox.judging import NEED_NAMESPACES, Effect, Proof, Results, Row, not_in_force, table
+from cortexd.sandbox import attempts, dropins, kept
+from cortexd.sandbox.judging import (
+    NEED_NAMESPACES,
+    OPTIONAL,
+    Effect,
+    LeftOut,
+    Proof,
+    Results,
+    Row,
+    not_in_force,
+    table,
+    without,
+)
+from cortexd.sandbox.places import where
 from cortexd.sandbox.trial import SET_UP, Look, Trials, failure, sandbox_of
 from cortexd.scope import Scope
 from cortexd.systemd.protocol import Systemd, UnitState
 from cortexd.units import files
-from cortexd.units.render import Tools, has_namespaces
+from cortexd.units.render import Tools, has_namespaces, written_folders
 
 log = logging.getLogger(__name__)
 
 REFUSED = "this machine gives a user's services no namespaces; 'cortexctl doctor' says why"
+UNFIT = "systemd cannot set up a unit with it on this machine"
 _NAMESPACES = ("PrivateUsers=true", "ProtectSystem=strict")
+_ABOUT_NAMESPACES = "Whether there are namespaces"
 _SCRIPT = Path(attempts.__file__).resolve()
-_MAX_KEPT, _MAX_FILE = 200, 1 << 20
 _SECONDS = 5.0  # for a look at files
+_AT_ONCE = 4  # units
+_MAX_BLAMED = 50  # lines of drop-ins
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-_FOLDERS = {"tmp": "/tmp", "var-tmp": "/var/tmp", "shared-memory": "/dev/shm", "devices": "/dev"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Looks:
+    """What is tried of a model."""
+
+    name: str
+    own: list[str]
+    """The lines of the unit's text that make its sandbox."""
+    added: list[str]
+    """Those of its drop-ins."""
+    words: str
+    """What the attempts are told."""
+
+    @property
+    def lines(self) -> list[str]:
+        return [*self.own, *self.added]
 
 
 class Prover:
@@ -50,14 +79,14 @@ class Prover:
     async def load(self) -> None:
         """Take over what is known since this boot; of namespaces also what was known before it, until they are tried."""
         try:
-            kept = await in_thread(_SECONDS, lambda: _read(self._path))
+            found = await in_thread(_SECONDS, lambda: kept.read(self._path))
         except (OSError, TimeoutError, ValueError) as e:
             if not isinstance(e, FileNotFoundError):
                 log.warning("%s cannot be read, and is made anew: %s", self._path, e)
             return
-        self._tools.namespaces = kept["namespaces"]
-        if kept["when"] == self._when():
-            self._proofs, self._known = kept["proofs"], True
+        self._tools.namespaces, self._tools.left_out = found.namespaces, found.left_out
+        if found.when == self._when():
+            self._proofs, self._known = found.proofs, True
 
     async def know(self) -> None:
         """Know whether there are namespaces, which a unit's text depends on; at once, but for once a boot."""
@@ -66,12 +95,13 @@ class Prover:
                 if not self._known:
                     await self._try_namespaces()
 
-    async def rows(self, model: Model, *, again: bool = False) -> list[Row]:
-        """The table of a model; tried now where it is not known, or `again`."""
+    async def rows(self, model: Model, *, again: bool = False, apart: bool = False) -> list[Row]:
+        """The table of a model; tried now where it is not known, or `again`. `apart`: also without each directive alone, so
+        that none gets the credit for what another one does; what can be done inside does not depend on it."""
         async with self._looking:
             if again or not self._known:
                 await self._try_namespaces()
-            proof = await self._prove(model, again=again)
+            proof = await self._prove(model, again=again, apart=apart)
         rows = table(model.spec, proof, self._left_out(model))
         model.sandbox_problem = problem(rows, self._left_out(model))
         return rows
@@ -82,31 +112,36 @@ class Prover:
         if not model.spec.hardening.sandbox_required:
             return
         if has_namespaces(model.spec) and not self._tools.namespaces:
-            raise InvalidConfig(f"sandbox_required=yes: {REFUSED}, or set sandbox_required=no")
+            raise InvalidConfig(f"{model.name}: sandbox_required=yes: {REFUSED}, or set sandbox_required=no")
         rows = await self.rows(model)
         if missing := not_in_force(rows):
             raise InvalidConfig(
-                f"sandbox_required=yes: {', '.join(missing)}: not in force here; see 'cortexctl security {model.name}', "
+                f"{model.name}: sandbox_required=yes: {', '.join(missing)}: not in force here; see 'cortexctl security {model.name}', "
                 "or set sandbox_required=no"
             )
         if any(row.effect is Effect.UNKNOWN for row in rows):
             why = next(row.why for row in rows if row.effect is Effect.UNKNOWN)
-            raise InvalidConfig(f"sandbox_required=yes: its sandbox cannot be tried: {why}; or set sandbox_required=no")
+            said = f"its sandbox cannot be tried: {why}; or set sandbox_required=no"
+            raise InvalidConfig(f"{model.name}: sandbox_required=yes: {said}")
 
-    def _left_out(self, model: Model) -> str:
-        return "" if self._tools.namespaces or not has_namespaces(model.spec) else REFUSED
+    def _left_out(self, model: Model) -> dict[str, str]:
+        """Why directives are not in its unit, by their names."""
+        found = dict.fromkeys(self._tools.left_out, UNFIT) if not model.spec.hardening.sandbox_required else {}
+        if not self._tools.namespaces and has_namespaces(model.spec):
+            found |= dict.fromkeys(NEED_NAMESPACES, REFUSED)
+        return found
 
     async def _try_namespaces(self) -> None:
         """With a unit that asks for nothing else, so that no path of a model's is to blame."""
-        look = Look("Whether there are namespaces", _NAMESPACES, _SCRIPT, (json.dumps(await self._where()),))
         try:
-            ended = await self._trials.run("namespaces", lambda: look)
+            words = (json.dumps(await in_thread(_SECONDS, lambda: where(self._scope))),)
+            ended = await self._trials.run("namespaces", lambda: Look(_ABOUT_NAMESPACES, _NAMESPACES, _SCRIPT, words))
         except (OSError, TimeoutError, CortexError) as e:
             log.warning("whether this machine gives namespaces to services cannot be tried: %s", e)
             return
         self._known = True
         # A user namespace that is not there although it was asked for is one that systemd went on without.
-        results = _results(ended.status_text)
+        results = kept.results(ended.status_text)
         refused = ended.exec_main_status in SET_UP if results is None else results.get("user-namespace") == 0
         before, self._tools.namespaces = self._tools.namespaces, not refused
         if before != self._tools.namespaces:
@@ -114,42 +149,78 @@ class Prover:
             await self.on_namespaces()
         await self._keep()
 
-    async def _prove(self, model: Model, *, again: bool) -> Proof:
-        state = await self._systemd.refresh(model.unit)
+    async def _prove(self, model: Model, *, again: bool, apart: bool) -> Proof:
         try:
-            lines = await in_thread(_SECONDS, lambda: sandbox_of(model, _SCRIPT, self._scope, self._tools))
-            key = await in_thread(_SECONDS, lambda: _key(lines, state.drop_in_paths))
+            drop_ins = await self._systemd.drop_ins(model.unit)
+            looks = await in_thread(_SECONDS, lambda: self._looks(model, drop_ins))
+            key = hashlib.sha256("\n".join(looks.lines).encode("utf-8", "surrogateescape")).hexdigest()
+            proof = before = None if again else self._proofs.get(key)
+            if proof is None:
+                inner, outer = await self._try(looks, looks.lines, ())
+                proof = _proof(inner, outer)
+                if inner.exec_main_status in SET_UP and proof.failure:
+                    if said := await self._blame(looks, proof.failure):
+                        return Proof({}, {}, said)
+                    return await self._prove(model, again=again, apart=apart)  # with another unit
+            if apart and not proof.apart and not proof.failure:
+                proof = replace(proof, apart=await self._apart(model, looks, proof))
+            if proof is not before and not proof.failure:
+                self._proofs[key] = proof
+                await self._keep()
+            return proof
         except (OSError, TimeoutError, CortexError) as e:
             return Proof({}, {}, str(e) or "the disk does not answer in time")
-        if not again and key in self._proofs:
-            return self._proofs[key]
-        words = (json.dumps(await self._where()),)
-        inner = Look(f"What the sandbox of model {model.name} lets through", lines, _SCRIPT, words, state.drop_in_paths)
-        outer = replace(inner, about="The same without a sandbox", lines=(), drop_ins=())
+
+    def _looks(self, model: Model, drop_ins: tuple[str, ...]) -> _Looks:
+        """What is tried of a model; blocking."""
+        own = sandbox_of(model, _SCRIPT, self._scope, self._tools)
+        words = where(self._scope, model.spec.hardening.umask, written_folders(model.spec, model.plan))
+        return _Looks(model.name, own, dropins.lines_of(drop_ins), json.dumps(words))
+
+    async def _try(self, looks: _Looks, *each: Sequence[str]) -> list[UnitState]:
+        """Units with these sandboxes, a few at a time."""
+        few = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(lines: Sequence[str]) -> UnitState:
+            about = f"What the sandbox of model {looks.name} lets through" if lines else "The same without a sandbox"
+            async with few:
+                return await self._trials.run(looks.name, lambda: Look(about, lines, _SCRIPT, (looks.words,)))
+
+        tasks = [asyncio.create_task(one(lines)) for lines in each]
         try:
-            ended = await asyncio.gather(
-                self._trials.run(model.name, lambda: inner), self._trials.run(f"{model.name}-free", lambda: outer)
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # each takes its unit with it
+
+    async def _apart(self, model: Model, looks: _Looks, proof: Proof) -> dict[str, Results]:
+        """What each directive that seems to be in force does by itself: the same sandbox without it."""
+        rows = table(model.spec, proof, self._left_out(model))
+        names = [row.directive for row in rows if row.effect is Effect.IN_FORCE]
+        states = await self._try(looks, *(without(looks.lines, name) for name in names))
+        return {name: kept.results(state.status_text) or {} for name, state in zip(names, states, strict=True)}
+
+    async def _blame(self, looks: _Looks, said: str) -> str:
+        """Why systemd cannot set up a unit, with the line that stops it where that is one of the user's. Empty where it is a
+        directive of ours, which is then left out of all models' units but those that require it."""
+        (own,) = await self._try(looks, looks.own)
+        if own.exec_main_status not in SET_UP:
+            lines = list(dict.fromkeys(looks.added))[:_MAX_BLAMED]
+            states = await self._try(looks, *([a for a in looks.lines if a != line] for line in lines))
+            guilty = [line for line, state in zip(lines, states, strict=True) if kept.results(state.status_text)]
+            return (
+                f"{said}: '{guilty[0]}' of its drop-ins is to blame" if guilty else f"{said}: its drop-ins are to blame"
             )
-        except (OSError, TimeoutError, CortexError) as e:
-            return Proof({}, {}, str(e) or "its files cannot be written in time")
-        proof = _proof(*ended)
-        if not proof.failure:
-            self._proofs[key] = proof
-            await self._keep()
-        return proof
-
-    async def _where(self) -> attempts.Where:
-        """What the attempts are told, of the machine as we see it."""
-        scope = self._scope
-        folders = {**_FOLDERS, "home": str(scope.home)}
-
-        def look() -> attempts.Where:
-            seen = {f"{name}-is": attempts.identity(path) for name, path in folders.items() if Path(path).is_dir()}
-            seen["user-namespace-is"] = str(Path("/proc/self/ns/user").readlink())
-            return seen
-
-        where = {"data": str(scope.data), "units": str(scope.unit_folder), "runtime": str(scope.runtime or "")}
-        return {**folders, **where, **await in_thread(_SECONDS, look)}
+        names = [name for name in OPTIONAL if without(looks.own, name) != looks.own]
+        states = await self._try(looks, *(without(looks.own, name) for name in names))
+        guilty = [name for name, state in zip(names, states, strict=True) if kept.results(state.status_text)]
+        if not guilty or guilty[0] in self._tools.left_out:  # required
+            return said
+        log.warning("systemd cannot set up a unit with %s on this machine; it is left out", guilty[0])
+        self._tools.left_out |= {guilty[0]}
+        await self.on_namespaces()
+        return ""
 
     def _when(self) -> str:
         """What a look's outcome depends on: boot, manager, and what is tried."""
@@ -160,15 +231,12 @@ class Prover:
         return f"{boot} {self._systemd.version} {hashlib.sha256(_SCRIPT.read_bytes()).hexdigest()[:16]}"
 
     async def _keep(self) -> None:
-        while len(self._proofs) > _MAX_KEPT:
+        while len(self._proofs) > MAX_MODELS:
             del self._proofs[next(iter(self._proofs))]
-        kept = {
-            "when": self._when(),
-            "namespaces": self._tools.namespaces,
-            "proofs": {key: asdict(proof) for key, proof in self._proofs.items()},
-        }
         try:
-            await in_thread(_SECONDS, lambda: files.write(self._path, json.dumps(kept) + "\n"))
+            await in_thread(
+                _SECONDS, lambda: files.write(self._path, kept.text(self._when(), self._tools, self._proofs))
+            )
         except (OSError, TimeoutError) as e:
             log.warning("%s cannot be written: %s", self._path, e or "no answer")
 
@@ -177,63 +245,23 @@ async def _nothing() -> None:
     return None
 
 
-def problem(rows: list[Row], left_out: str) -> str:
+def problem(rows: list[Row], left_out: LeftOut) -> str:
     """What `status` warns of; empty where all is well. Pure."""
-    if left_out:
-        missing = [row.directive for row in rows if row.directive in NEED_NAMESPACES and row.effect is not Effect.OFF]
-        return f"sandbox: {', '.join(missing)} are left out: {left_out}; sandbox_required=yes refuses to start instead"
+    out = [row.directive for row in rows if row.directive in left_out and row.effect is Effect.NOT_IN_FORCE]
+    if out:
+        return (
+            f"sandbox: {', '.join(out)} are left out: {left_out[out[0]]}; sandbox_required=yes refuses to start instead"
+        )
+    if unknown := next((row.why for row in rows if row.effect is Effect.UNKNOWN), ""):
+        return f"sandbox: what of it is in force is not known: {unknown}"
     missing = not_in_force(rows)
     return f"sandbox: {', '.join(missing)}: not in force on this machine" if missing else ""
 
 
 def _proof(sandbox: UnitState, control: UnitState) -> Proof:
-    inner, outer = _results(sandbox.status_text), _results(control.status_text)
+    inner, outer = kept.results(sandbox.status_text), kept.results(control.status_text)
     if inner is None:
         return Proof({}, {}, failure(sandbox))
     if outer is None:
         return Proof({}, {}, f"without a sandbox, {failure(control)}")
     return Proof(inner, outer)
-
-
-def _results(said: str) -> Results | None:
-    """What the attempts said, or None for anything else."""
-    if not re.fullmatch(r"[a-z-]+:\d{1,4}( [a-z-]+:\d{1,4})*", said):
-        return None
-    return {name: int(number) for name, number in (word.split(":") for word in said.split())}
-
-
-def _key(lines: list[str], drop_ins: tuple[str, ...]) -> str:
-    """Of what a sandbox is made of; blocking."""
-    parts = list(lines)
-    for path in drop_ins:
-        with Path(path).open("rb") as file:
-            parts.append(f"{path} {hashlib.sha256(file.read(_MAX_FILE)).hexdigest()}")
-    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What was kept. Raises OSError, and ValueError for what we did not write."""
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        text = file.read(_MAX_FILE + 1)
-    try:
-        kept = json.loads(text)
-    except RecursionError:
-        kept = None
-    if not isinstance(kept, dict) or not isinstance(kept.get("namespaces"), bool):
-        raise ValueError("it is not what cortexd wrote")
-    proofs = kept.get("proofs")
-    if not isinstance(kept.get("when"), str) or not isinstance(proofs, dict):
-        raise ValueError("it is not what cortexd wrote")
-    return {**kept, "proofs": {str(key): _kept_proof(value) for key, value in proofs.items()}}
-
-
-def _kept_proof(value: object) -> Proof:
-    if not isinstance(value, dict):
-        raise ValueError("it is not what cortexd wrote")
-    found: list[Results] = []
-    for part in ("sandbox", "control"):
-        results = value.get(part)
-        if not isinstance(results, dict) or not all(isinstance(number, int) for number in results.values()):
-            raise ValueError("it is not what cortexd wrote")
-        found.append({str(name): int(number) for name, number in results.items()})
-    return Proof(found[0], found[1])

@@ -27,7 +27,7 @@ _SECONDS = 10.0
 _FILE_SECONDS = 5.0
 _numbers = itertools.count(1)
 
-SET_UP = {217: "USER", 218: "CAPABILITIES", 226: "NAMESPACE"}
+SET_UP = {217: "USER", 218: "CAPABILITIES", 226: "NAMESPACE", 228: "SECCOMP"}
 """Of systemd's own exit statuses (systemd.exec(5)), those of a sandbox that cannot be made."""
 _STATUSES = {203: "EXEC", **SET_UP, 243: "CREDENTIALS"}
 
@@ -39,13 +39,11 @@ class Look:
     about: str
     """For its description."""
     lines: Sequence[str]
-    """Of [Service]: the sandbox."""
+    """Of [Service]: the sandbox, and nothing else."""
     script: Path
     """What it runs: standard library only; it says what it found as the unit's status (`inside.tell`)."""
     words: Sequence[str]
     """The script's arguments."""
-    drop_ins: Sequence[str] = ()
-    """Files of a model's drop-ins, which may change its sandbox."""
 
 
 def sandbox_of(model: Model, script: Path, scope: Scope, tools: Tools) -> list[str]:
@@ -108,12 +106,10 @@ class Trials:
         tools, ours = self._tools, "NOTIFY_SOCKET=${NOTIFY_SOCKET}"
         command = [tools.env, "-i", ours, tools.python, "-I", "-S", str(look.script), *look.words]
         line = " ".join(word if word == ours else quoting.expanded_word(word) for word in command)
-        files.write(path, "\n".join(["[Service]", f"Slice={SLICE}", *look.lines, "ExecStart=/bin/true", ""]))
-        drop_ins = Path(f"{path}.d")
-        drop_ins.mkdir(mode=0o700)
-        for number, drop_in in enumerate(look.drop_ins):
-            (drop_ins / f"{number:03}.conf").symlink_to(drop_in)
-        (drop_ins / "zz.conf").write_text(_LAST.format(about=look.about, line=line, seconds=quoting.seconds(_SECONDS)))
+        last = _LAST.format(about=look.about, line=line, seconds=quoting.seconds(_SECONDS))
+        files.write(path, f"[Service]\nSlice={SLICE}\nExecStart=/bin/true\n")
+        Path(f"{path}.d").mkdir(mode=0o700)
+        (Path(f"{path}.d") / "zz.conf").write_text(last + "\n".join([*look.lines, ""]))
 
     async def _end(self, unit: str) -> None:
         stopping = await self._systemd.stop_unit(unit)
@@ -121,7 +117,7 @@ class Trials:
         await self._systemd.reset_failed(unit)
 
 
-# What a drop-in of the user's may have said of the server is not for this unit.
+# A drop-in for all services, which the user or the machine may have, comes before it.
 _LAST = """[Unit]
 Description={about}
 

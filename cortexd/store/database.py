@@ -10,23 +10,24 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import aiosqlite
 
 from cortexd.errors import StoreFailed
 from cortexd.events import Event, Priority
 from cortexd.kinds import Value
 from cortexd.store import files
+from cortexd.store.connection import Connection
 from cortexd.store.reserve import Reserve
-from cortexd.store.schema import MIGRATIONS, VERSION
-from cortexd.store.writer import Statement, Writer
+from cortexd.store.schema import INDEXES, MIGRATIONS, VERSION
+from cortexd.store.writer import Statement, Writer, transaction
 
 log = logging.getLogger(__name__)
 
 EVENTS_PER_MODEL = 2000
 EVENTS_IN_ALL = 100_000
+EVENTS_OF_KIND = 10
 _PRUNE_EVERY = 200
 _BUSY_SECONDS = 5.0
 _MAX_INTEGER = 2**63 - 1
@@ -77,7 +78,7 @@ class Store:
     """The database. Every method raises StoreFailed, with the file and the remedy, when SQLite does, and Busy where too
     many writes wait already."""
 
-    def __init__(self, connection: aiosqlite.Connection, path: Path, now: Callable[[], float]) -> None:
+    def __init__(self, connection: Connection, path: Path, now: Callable[[], float]) -> None:
         self._connection = connection
         self._path = path
         self._now = now
@@ -113,7 +114,7 @@ class Store:
     async def _open(cls, path: Path, now: Callable[[], float]) -> Store:
         try:
             await asyncio.to_thread(files.prepare, path)
-            connection = await aiosqlite.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
+            connection = await Connection.open(path, _BUSY_SECONDS)
         except OSError as e:
             reason = e.strerror or str(e)
             remedy = "make room" if files.is_full(e) else "check its folder, or move it away"
@@ -127,11 +128,13 @@ class Store:
                 if found != "ok":
                     raise files.Damaged(found)
                 for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-                    await connection.execute(f"PRAGMA {pragma}")
+                    await connection.rows(f"PRAGMA {pragma}")
                 await self._migrate()
+                for index in INDEXES:
+                    await connection.rows(index)
                 with suppress(OSError):  # then nothing is begun until there is room
                     await asyncio.to_thread(self._reserve.hold)
-                rows = await connection.execute_fetchall("SELECT DISTINCT model FROM events")
+                rows = await connection.rows("SELECT DISTINCT model FROM events")
                 await self._writer.write(_prune(name for (name,) in rows))
         except BaseException:
             await connection.close()
@@ -156,17 +159,12 @@ class Store:
         if 0 < version < VERSION:
             await asyncio.to_thread(files.copy, self._path, version)
         for step in range(version, VERSION):
-            async with self._writer.transaction():
-                for statement in MIGRATIONS[step]:
-                    await self._connection.execute(statement)
-                if step + 1 == VERSION and not version:
-                    await self._connection.execute(_INSERT_INTENT, (0, "", NEW, "{}", ""))
-                await self._connection.execute(f"PRAGMA user_version={step + 1}")
+            await self._connection.run(partial(_take_step, step, version))
         self.new = any(intent.kind == NEW for intent in await self.unfinished())
 
     async def _row(self, sql: str) -> Any:
-        async with self._connection.execute(sql) as cursor:
-            return await cursor.fetchone()
+        (row,) = await self._connection.rows(sql)
+        return row
 
     async def _write(self, *statements: Statement, events: Sequence[Event] = (), last: bool = False) -> int:
         """See Writer.write. Now and then the log is pruned with it. `last`: it ends or undoes what was begun, for which room is
@@ -195,7 +193,7 @@ class Store:
     async def models(self) -> list[StoredModel]:
         """Every model, sorted by name."""
         with self._errors():
-            rows = await self._connection.execute_fetchall("SELECT name, settings FROM models ORDER BY name")
+            rows = await self._connection.rows("SELECT name, settings FROM models ORDER BY name")
             return [StoredModel(name, _settings(text)) for name, text in rows]
 
     async def save_model(self, name: str, settings: Mapping[str, Value], event: Event, *, undo: bool = False) -> None:
@@ -229,10 +227,11 @@ class Store:
         """Append to the audit log."""
         await self._write(events=[event])
 
-    async def begin(self, intent: Intent) -> int:
-        """Write down what is about to be done; returns the intent's id."""
+    async def begin(self, intent: Intent, event: Event | None = None) -> int:
+        """Write down what is about to be done, with the event that says who asked for it; returns the intent's id."""
         details = json.dumps(intent.details, sort_keys=True)
-        return await self._write((_INSERT_INTENT, (self._time(), intent.model, intent.kind, details, intent.actor)))
+        row = (self._time(), intent.model, intent.kind, details, intent.actor)
+        return await self._write((_INSERT_INTENT, row), events=[event] if event else [])
 
     async def end(self, intent: int, event: Event | None = None) -> None:
         """It is done, or undone, as the event says."""
@@ -241,9 +240,7 @@ class Store:
     async def unfinished(self) -> list[Intent]:
         """What a daemon that was killed had begun, oldest first."""
         with self._errors():
-            rows = await self._connection.execute_fetchall(
-                "SELECT id, model, kind, details, actor FROM intents ORDER BY id"
-            )
+            rows = await self._connection.rows("SELECT id, model, kind, details, actor FROM intents ORDER BY id")
         return [
             Intent(id=row[0], model=row[1], kind=row[2], details=_settings(row[3]) or {}, actor=row[4]) for row in rows
         ]
@@ -277,7 +274,7 @@ class Store:
                 where.append(f"{column} IN ({','.join('?' * len(allowed))})")
         sql = f"SELECT {_EVENT} FROM events WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?"
         with self._errors():
-            rows = [*await self._connection.execute_fetchall(sql, (*values, query.limit))]
+            rows = await self._connection.rows(sql, (*values, query.limit))
         return [_event(row) for row in reversed(rows)]
 
     async def latest(self, kinds: Sequence[str], since: Sequence[str], limit: int) -> dict[str, list[Event]]:
@@ -292,10 +289,20 @@ class Store:
         )
         found: dict[str, list[Event]] = {}
         with self._errors():
-            for row in await self._connection.execute_fetchall(sql, (*kinds, *since, limit)):
+            for row in await self._connection.rows(sql, (*kinds, *since, limit)):
                 event = _event(row)
                 found.setdefault(event.model, []).append(event)
         return found
+
+
+def _take_step(step: int, begun_at: int, connection: sqlite3.Connection) -> None:
+    """Bring the schema from one version to the next, in a file that was of `begun_at`. Blocking."""
+    with transaction(connection):
+        for statement in MIGRATIONS[step]:
+            connection.execute(statement)
+        if step + 1 == VERSION and not begun_at:
+            connection.execute(_INSERT_INTENT, (0, "", NEW, "{}", ""))
+        connection.execute(f"PRAGMA user_version={step + 1}")
 
 
 def _event(row: Sequence[Any]) -> Event:
@@ -314,15 +321,20 @@ def _event(row: Sequence[Any]) -> Event:
 
 
 def _prune(models: Iterable[str]) -> list[Statement]:
-    """Keep the log bounded: in all, and for the models that wrote since the last time."""
+    """Keep the log bounded: in all, and for the models that wrote since the last time. However much others write: the last
+    EVENTS_OF_KIND of each kind of a registered model stay, since they say how it stands (where its server runs, whether it
+    was given up)."""
+    stays = (
+        "model IN (SELECT name FROM models) AND (SELECT COUNT(*) FROM (SELECT 1 FROM events AS newer WHERE "
+        f"newer.model = events.model AND newer.kind = events.kind AND newer.id > events.id LIMIT {EVENTS_OF_KIND}))"
+        f" < {EVENTS_OF_KIND}"
+    )
+    of_all = f"DELETE FROM events WHERE id <= (SELECT MAX(id) FROM events) - ?1 AND NOT ({stays})"
     of_model = (
         "DELETE FROM events WHERE model = ?1 AND id <= "
-        "(SELECT id FROM events WHERE model = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)"
+        f"(SELECT id FROM events WHERE model = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2) AND NOT ({stays})"
     )
-    return [
-        ("DELETE FROM events WHERE id <= (SELECT MAX(id) FROM events) - ?", (EVENTS_IN_ALL,)),
-        *((of_model, (model, EVENTS_PER_MODEL)) for model in models),
-    ]
+    return [(of_all, (EVENTS_IN_ALL,)), *((of_model, (model, EVENTS_PER_MODEL)) for model in models)]
 
 
 def _settings(text: str) -> Mapping[str, Any] | None:

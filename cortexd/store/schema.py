@@ -38,3 +38,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 
 VERSION = len(MIGRATIONS)
+
+INDEXES = ("CREATE INDEX IF NOT EXISTS events_of_kind ON events (model, kind, id)",)
+"""What makes the schema faster and no other: an older cortexd need not know of it. With this one it is cheap to see what of a
+model's past has to stay when the log is pruned."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import aiosqlite
-
 from cortexd.errors import Busy
+from cortexd.store.connection import Connection
 
 MAX_WAITING = 4096
 """Writes that wait for their turn; one more is Busy."""
@@ -35,7 +36,7 @@ class _Write:
 class Writer:
     """The only one that changes the database behind `connection`, which stays its owner's to close."""
 
-    def __init__(self, connection: aiosqlite.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._waiting: deque[_Write] = deque()
         self._task: asyncio.Task[None] | None = None
@@ -44,18 +45,6 @@ class Writer:
         """Write what still waits."""
         if self._task is not None:
             await asyncio.wait([self._task])
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[None]:
-        """Whatever is raised: then nothing of it is in the database."""
-        try:
-            await self._connection.execute("BEGIN IMMEDIATE")
-            yield
-            await self._connection.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):  # on some errors SQLite has rolled back itself
-                await self._connection.execute("ROLLBACK")
-            raise
 
     async def write(self, statements: Sequence[Statement]) -> int:
         """Write in our turn; returns the id of the first row inserted. Raises Busy, sqlite3.Error, ValueError: then nothing of it is
@@ -69,7 +58,8 @@ class Writer:
         write = _Write(statements, asyncio.get_running_loop().create_future())
         self._waiting.append(write)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._write_all())
+            # It serves everybody, and has nothing of the context of the one who happens to come first.
+            self._task = asyncio.create_task(self._write_all(), context=Context())
         cancelled = False
         while not write.done.done():
             try:
@@ -88,11 +78,9 @@ class Writer:
     async def _write_all(self) -> None:
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
-            ends: list[int | Exception] = []
+            ends: list[int | Exception]
             try:
-                async with self.transaction():
-                    for write in batch:
-                        ends.append(await self._one(write))
+                ends = await self._connection.run(partial(_write_each, [write.statements for write in batch]))
             except Exception as e:
                 ends = [e] * len(batch)
             except BaseException:
@@ -105,19 +93,39 @@ class Writer:
                 else:
                     write.done.set_result(end)
 
-    async def _one(self, write: _Write) -> int | Exception:
-        """An error of one is its alone, unless SQLite gave up the whole transaction (on a full disk, say)."""
-        number = 0
-        await self._connection.execute("SAVEPOINT one")
-        try:
-            for sql, values in write.statements:
-                cursor = await self._connection.execute(sql, values)
-                number = number or int(cursor.lastrowid or 0)
-        except (sqlite3.Error, ArithmeticError, ValueError) as e:
-            if not self._connection.in_transaction:
-                raise
-            await self._connection.execute("ROLLBACK TO one")
-            await self._connection.execute("RELEASE one")
-            return e
-        await self._connection.execute("RELEASE one")
-        return number
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Whatever is raised: then nothing of it is in the database. Blocking."""
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # on some errors SQLite has rolled back itself
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _write_each(writes: Sequence[Sequence[Statement]], connection: sqlite3.Connection) -> list[int | Exception]:
+    """One transaction; of each the id of its first row, or its error."""
+    with transaction(connection):
+        return [_write_one(statements, connection) for statements in writes]
+
+
+def _write_one(statements: Sequence[Statement], connection: sqlite3.Connection) -> int | Exception:
+    """An error of one is its alone, unless SQLite gave up the whole transaction (on a full disk, say)."""
+    number = 0
+    connection.execute("SAVEPOINT one")
+    try:
+        for sql, values in statements:
+            cursor = connection.execute(sql, values)
+            number = number or int(cursor.lastrowid or 0)
+    except (sqlite3.Error, ArithmeticError, ValueError) as e:
+        if not connection.in_transaction:
+            raise
+        connection.execute("ROLLBACK TO one")
+        connection.execute("RELEASE one")
+        return e
+    connection.execute("RELEASE one")
+    return number

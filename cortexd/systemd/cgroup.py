@@ -45,14 +45,22 @@ def read_usage(group: Path) -> UnitUsage | None:
     )
 
 
-def read_limits(root: Path, group: str) -> UnitLimits | None:
-    """What the control group (a path below `root`, the hierarchy's) and those around it are held to; None where it is gone."""
+def read_limits(root: Path, group: str, around_all: dict[Path, Group | None] | None = None) -> UnitLimits | None:
+    """What the control group (a path below `root`, the hierarchy's) and those around it are held to; None where it is gone.
+    `around_all`: what was read of folders that lie around several groups, and is read of them now."""
+    seen = {} if around_all is None else around_all
+
+    def shared(folder: Path) -> Group | None:
+        if folder not in seen:
+            seen[folder] = _group(folder)
+        return seen[folder]
+
     place = root / group.lstrip("/")
     own = _group(place)
     if own is None:
         return None
-    around = [_group(folder) for folder in place.parents if folder != root and folder.is_relative_to(root)]
-    whole = _group(root)
+    around = [shared(folder) for folder in place.parents if folder != root and folder.is_relative_to(root)]
+    whole = shared(root)
     return UnitLimits((own, *filter(None, around)), whole.controllers if whole else frozenset())
 
 

@@ -16,7 +16,7 @@ from cortexd.systemd.cgroup import mount_point, read_limits, read_usage
 from cortexd.systemd.jobs import Job, JobTable, Kind, result_by_state
 from cortexd.systemd.merged import Merged, in_background
 from cortexd.systemd.peer import Peer
-from cortexd.systemd.protocol import UNKNOWN, UnitLimits, UnitListener, UnitState, UnitUsage
+from cortexd.systemd.protocol import UNKNOWN, Group, UnitLimits, UnitListener, UnitState, UnitUsage
 from cortexd.systemd.units import Units
 from cortexd.units.files import sync_folder
 
@@ -110,6 +110,10 @@ class SystemdClient:
         """See Systemd."""
         return await self._units.refresh(unit)
 
+    async def drop_ins(self, unit: str) -> tuple[str, ...]:
+        """See Systemd."""
+        return await self._units.drop_ins(unit)
+
     async def usage(self, units: Sequence[str]) -> dict[str, UnitUsage]:
         """See Systemd."""
         groups = self._groups(units)
@@ -168,7 +172,10 @@ class SystemdClient:
     async def _end(self, job: Job, result: str) -> None:
         """End a job; whoever waited for it then sees a state that is no older."""
         try:
-            await self._units.settle(job.unit)
+            # Signals of units that were not sent yet are lost in a reload, after which all is read anew.
+            lost = self._resyncs.last(True) or self._resyncs.last(False)
+            as_told = result == "done" == result_by_state(job.kind, self.cached(job.unit))
+            await self._units.settle(job.unit, trust_signals=as_told and not lost)
         except CortexError as e:
             log.warning("could not read %s at the end of its %s job: %s", job.unit, job.kind, e)
         finally:
@@ -314,7 +321,8 @@ def _read_limits(groups: dict[str, str]) -> dict[str, UnitLimits]:
     root = mount_point(Path("/proc/self/mountinfo").read_text())
     if root is None:
         return dict.fromkeys(groups, UnitLimits())
-    found = {unit: read_limits(root, group) for unit, group in groups.items()}
+    around: dict[Path, Group | None] = {}
+    found = {unit: read_limits(root, group, around) for unit, group in groups.items()}
     return {unit: limits for unit, limits in found.items() if limits is not None}
 
 

@@ -51,7 +51,7 @@ class FakeSystemd:
             self._units.end(unit, job[0], outcome)
         else:
             assert self.cached(unit).sub_state == "auto-restart", f"{unit} hangs in nothing"
-            self._units.run(unit)
+            self._units.run_again(unit)
             self._units.change(unit, active_state="active", sub_state="running")
 
     def crash(self, unit: str, *, code: int = CLD_KILLED, status: int = SIGKILL, result: str = "") -> None:
@@ -96,6 +96,10 @@ class FakeSystemd:
         """See Systemd."""
         self._ask()
         return {*self.known_units(), *(path.name for path in self.folder.glob("cortex-*.service"))}
+
+    async def drop_ins(self, unit: str) -> tuple[str, ...]:
+        """See Systemd."""
+        return (await self.refresh(unit)).drop_in_paths
 
     async def refresh(self, unit: str) -> UnitState:
         """See Systemd."""

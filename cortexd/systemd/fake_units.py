@@ -91,6 +91,7 @@ class FakeUnits:
             load_state="loaded" if good else "bad-setting" if text else "not-found",
             fragment_path=str(path) if text else "",
             drop_in_paths=self._drop_ins(unit),
+            restart=self._restart(unit, text) if text or known.state.running else "",
             unit_file_state=wanted if text else "",
             need_daemon_reload=False,
         )
@@ -98,6 +99,11 @@ class FakeUnits:
     def _drop_ins(self, unit: str) -> tuple[str, ...]:
         found = [path for folder in (self.folder, self.control) for path in folder.glob(f"{unit}.d/*.conf")]
         return tuple(map(str, sorted(found, key=lambda path: path.name)))
+
+    def _restart(self, unit: str, text: str) -> str:
+        texts = [text, *(Path(path).read_text() for path in self._drop_ins(unit))]
+        told: list[str] = re.findall("^Restart=(.+)$", "\n".join(texts), re.MULTILINE)
+        return told[-1] if told else "no"
 
     def drop_in(self, unit: str, name: str, text: str) -> None:
         """Leave a drop-in, as SetUnitProperties does."""
@@ -137,6 +143,11 @@ class FakeUnits:
             exec_main_start=number * 1_000_000,
         )
 
+    def run_again(self, unit: str) -> None:
+        """Begin the run after the pause of an automatic restart: only now it is counted, in the pause it was not (252)."""
+        self.change(unit, n_restarts=self.state(unit).n_restarts + 1)
+        self.run(unit)
+
     def crash(self, unit: str, code: int, status: int, result: str) -> None:
         """End the main process by itself; `result` as systemd would have it where it is empty."""
         known = self.unit(unit)
@@ -147,8 +158,7 @@ class FakeUnits:
         if known.job:
             self._remove(unit, known.job, "failed")
         if known.behaviour.restart and not clean:
-            restarts = known.state.n_restarts + 1
-            self.change(unit, active_state="activating", sub_state="auto-restart", n_restarts=restarts)
+            self.change(unit, active_state="activating", sub_state="auto-restart")
 
     def kill(self, unit: str, signal: int) -> None:
         """SIGKILL and SIGTERM end a run."""

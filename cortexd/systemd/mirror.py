@@ -50,6 +50,10 @@ class Mirror:
         """Whether systemd has the unit in memory, as far as told."""
         return unit in self._loaded
 
+    def is_told(self, unit: str) -> bool:
+        """Whether anything is known of the unit's state."""
+        return unit in self._states
+
     def file_state(self, unit: str) -> str | None:
         """The unit file's state as listed last; None if it was not listed."""
         return self._file_states.get(unit)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from cortexd.bounded import in_thread
 from cortexd.bus import BusError, Signal
 from cortexd.errors import UnitFailed
 from cortexd.names import UNIT_PATTERN
@@ -14,13 +15,17 @@ from cortexd.systemd.merged import Merged, in_background
 from cortexd.systemd.mirror import Mirror
 from cortexd.systemd.peer import Peer
 from cortexd.systemd.protocol import UnitState
+from cortexd.systemd.unitfiles import Installs, listed
 
-Reading = Literal["load", "if loaded", "files"]
-"""Load the unit and read all of it; read all of it if it is loaded; or only what a reload can change."""
+Reading = Literal["load", "all", "unlisted", "rest", "files"]
+"""Load the unit and see whether it is as signals said; else, if it is loaded: read all of it, what was not listed of one that is
+not at rest, only what signals never tell of a run, or only what a reload can change."""
 
 # A bus lets a connection wait for so many replies at a time as its max_replies_per_connection says (dbus-daemon(1)): 128 on
 # the system's. One reading is some 20 calls.
 UNITS_READ_AT_ONCE = 5
+
+_FILES_SECONDS = 10.0
 
 
 class Units:
@@ -32,6 +37,11 @@ class Units:
         self._slots = asyncio.Semaphore(UNITS_READ_AT_ONCE)
         self._reads: Merged[tuple[str, Reading]] = Merged(self._read)
         self._lists: Merged[None] = Merged(self._list)
+        self._installs: Installs = {}
+        self._rows: dict[str, dict[str, Any]] = {}
+        """What was listed last of loaded units."""
+        self._told: set[str] = set()
+        """Units of which signals have told everything since they were known from end to end: all that is ours."""
 
     async def subscribe(self) -> None:
         """Listen to the signals of units."""
@@ -52,68 +62,136 @@ class Units:
         await asyncio.shield(self._reads.request((unit, "load")))
         return self.mirror.cached(unit)
 
+    async def drop_ins(self, unit: str) -> tuple[str, ...]:
+        """See Systemd. To ask an object there loads the unit."""
+        if self._before_load:
+            await asyncio.to_thread(self._before_load, unit)
+        found: tuple[str, ...] = await self._get(unit, "drop_in_paths")
+        return found
+
     async def relist(self) -> None:
         """Learn anew which units and files there are."""
         await asyncio.shield(self._lists.request(None))
 
-    async def settle(self, unit: str) -> None:
-        """Read a unit if it is still loaded. If not, signals told its end, and loading it would show it without its past."""
-        await asyncio.shield(self._reads.request((unit, "if loaded")))
+    async def settle(self, unit: str, *, trust_signals: bool = False) -> None:
+        """See to it that a unit is known as its job left it. Where signals can be trusted they have told everything, but what a
+        reading is under way for. Else it is read if it is still loaded; if not, signals told its end, and loading it would show
+        it without its past."""
+        if trust_signals and unit in self._told:
+            if last := self._reads.last((unit, "rest")):
+                await asyncio.shield(last)
+            return
+        await asyncio.shield(self._reads.request((unit, "all")))
 
     async def read_all(self, *, trust_signals: bool) -> None:
         """List all units and files and read those units that are loaded; with `trust_signals`, of those at rest only what is never
         signalled: with 1000 models that are enabled, it is the difference between 3 s and 1 s."""
+        if not trust_signals:
+            self._told.clear()
         running = await self._list(None)
+        loaded = self.mirror.loaded_units()
+        self._told.update({*self.mirror.known()}.difference(loaded))
         readings: list[tuple[str, Reading]] = [
-            (unit, "files" if trust_signals and unit not in running else "if loaded")
-            for unit in self.mirror.loaded_units()
+            (unit, ("rest" if unit in running else "files") if unit in self._told else self._first(unit))
+            for unit in loaded
         ]
         await asyncio.gather(*(asyncio.shield(self._reads.request(reading)) for reading in readings))
 
     async def _list(self, _: None) -> set[str]:
         """Returns the units that are not at rest, or not as we knew them."""
         with self.mirror.watch() as watch:
-            (units,), (files,) = await asyncio.gather(
+            (units,), folders = await asyncio.gather(
                 self._peer.ask("list units", "ListUnitsByPatterns", "asas", [], [UNIT_PATTERN]),
-                self._peer.ask("list unit files", "ListUnitFilesByPatterns", "asas", [], [UNIT_PATTERN]),
+                self._unit_path(),
             )
-            states = {name: (load, active) for name, _, load, active, *_ in units}
-            return self.mirror.listed(states, dict(files), watch)
+            self._rows = {
+                name: {"load_state": load, "active_state": active, "sub_state": sub, "job": job}
+                for name, _, load, active, sub, _, _, job, *_ in units
+            }
+            states = {name: (row["load_state"], row["active_state"]) for name, row in self._rows.items()}
+            return self.mirror.listed(states, await self._list_files(folders), watch)
+
+    async def _unit_path(self) -> list[str]:
+        """Where the manager looks for unit files; it may change with a reload."""
+        try:
+            return [*await self._peer.get(wire.MANAGER_PATH, wire.MANAGER, "UnitPath")]
+        except BusError as e:
+            raise UnitFailed(f"systemd refused to tell where its unit files are: {e.message}") from e
+
+    async def _list_files(self, folders: Sequence[str]) -> dict[str, str]:
+        """The states of unit files, by path."""
+        try:
+            found = await in_thread(_FILES_SECONDS, lambda: listed(folders, wire.is_ours, self._installs))
+        except TimeoutError:
+            raise UnitFailed(f"the folders of unit files do not answer within {_FILES_SECONDS:g} s") from None
+        for path, state in found.items():
+            if not state:
+                found[path] = await self._file_state(path.rpartition("/")[2], ask=True)
+        return found
+
+    def _first(self, unit: str) -> Reading:
+        """The first reading of a unit. What is not at rest stays loaded, and need not be pinned."""
+        return "all" if self._rows.get(unit, {}).get("active_state") in (None, "inactive", "failed") else "unlisted"
 
     async def _read(self, key: tuple[str, Reading]) -> None:
         unit, reading = key
         if reading != "load" and not self.mirror.is_loaded(unit):
             return
-        path = wire.unit_path(unit)
         async with self._slots:
-            with self.mirror.watch() as watch:
-                if reading == "files":
-                    fields = await self._get(unit, path, ["fragment_path", "drop_in_paths"])
-                    self.mirror.read(unit, {**fields, "need_daemon_reload": False}, watch)
-                    return
-                if reading == "load":
-                    if self._before_load:
-                        await asyncio.to_thread(self._before_load, unit)
-                    await self._peer.ask(f"load {unit}", "LoadUnit", "s", unit)
-                # Pinned, the unit is not unloaded and loaded again between the readings of its properties.
-                await self._ask(unit, path, wire.UNIT, "Ref")
-                try:
-                    watch.told.clear()  # older than what follows
-                    fields = await self._get(unit, path, wire.FIELDS.keys() - {"unit_file_state"})
-                    fields["unit_file_state"] = await self._file_state(unit, ask=reading == "load")
+            if reading == "files":
+                with self.mirror.watch() as watch:
+                    path, drop_ins = await asyncio.gather(
+                        self._get(unit, "fragment_path"), self._get(unit, "drop_in_paths")
+                    )
+                    fields = {"fragment_path": path, "drop_in_paths": drop_ins, "need_daemon_reload": False}
                     self.mirror.read(unit, fields, watch)
-                finally:
-                    await self._ask(unit, path, wire.UNIT, "Unref")
+                return
+            row = self._rows.get(unit)
+            if reading == "unlisted" and row and not self.mirror.is_told(unit):  # else what was listed may be old
+                await self._read_unlisted(unit, row)
+                return
+            if reading == "load" and self._before_load:
+                await asyncio.to_thread(self._before_load, unit)
+            told = unit in self._told and reading in ("load", "rest")
+            with self.mirror.watch() as watch:
+                fields = await self._pinned(unit, wire.UNTOLD if told else wire.FIELDS.keys(), load=reading == "load")
+                if told and self._is_news(unit, fields):
+                    fields = await self._pinned(unit, wire.FIELDS.keys(), load=reading == "load")
+                self.mirror.read(unit, fields, watch)
+        if wire.is_ours(unit):
+            self._told.add(unit)
 
-    async def _get(self, unit: str, path: str, fields: Iterable[str]) -> dict[str, Any]:
-        """Fields of UnitState, asked for in one go (GetAll costs the manager several times as much)."""
+    def _is_news(self, unit: str, fields: Mapping[str, Any]) -> bool:
+        """Whether a unit is not as signals told. One that was unloaded has no run to tell of."""
+        known, names = self.mirror.cached(unit), (*wire.STATE, *(wire.RUN if fields["invocation_id"] else ()))
+        return any(fields[name] != getattr(known, name) for name in names)
 
-        async def get(field: str) -> Any:
-            (value,) = await self._ask(unit, path, wire.PROPERTIES, "Get", "ss", *wire.FIELDS[field])
-            return wire.field_value(field, value)
+    async def _read_unlisted(self, unit: str, row: Mapping[str, Any]) -> None:
+        with self.mirror.watch() as watch:
+            names = [name for name in wire.FIELDS if name not in row and name != "unit_file_state"]
+            values = await asyncio.gather(*(self._get(unit, name) for name in names))
+            fields = dict(zip(names, values, strict=True))
+            self.mirror.read(unit, {**row, **fields, "unit_file_state": await self._file_state(unit, ask=False)}, watch)
+        self._told.add(unit)
 
-        names = list(fields)
-        return dict(zip(names, await asyncio.gather(*map(get, names)), strict=True))
+    async def _pinned(self, unit: str, names: Iterable[str], *, load: bool) -> dict[str, Any]:
+        """Fields of UnitState, as they were while the unit was not unloaded and loaded again. All is sent at once: each way there and
+        back would take the manager a turn of its loop."""
+        path, manager = wire.unit_path(unit), wire.MANAGER_PATH
+        names = [name for name in names if name != "unit_file_state"]
+        _, _, file_state, *values, _ = await asyncio.gather(
+            self._ask(unit, manager, wire.MANAGER, "LoadUnit", "s", unit) if load else asyncio.sleep(0),
+            self._ask(unit, path, wire.UNIT, "Ref"),
+            self._file_state(unit, ask=load and not self.mirror.cached(unit).running),
+            *(self._get(unit, name) for name in names),
+            self._ask(unit, path, wire.UNIT, "Unref"),
+        )
+        return {**dict(zip(names, values, strict=True)), "unit_file_state": file_state}
+
+    async def _get(self, unit: str, field: str) -> Any:
+        """A field of UnitState (GetAll costs the manager more than twenty of these)."""
+        (value,) = await self._ask(unit, wire.unit_path(unit), wire.PROPERTIES, "Get", "ss", *wire.FIELDS[field])
+        return wire.field_value(field, value)
 
     async def _file_state(self, unit: str, *, ask: bool) -> str:
         """As it is on disk; the unit's property of this name is what it was at the last reload.
@@ -151,4 +229,4 @@ class Units:
     def _on_properties_changed(self, signal: Signal) -> None:
         unit = wire.unit_of_path(signal.path)
         if wire.is_ours(unit) and self.mirror.changed(unit, signal.body[0], signal.body[1]):
-            in_background(self._reads.request((unit, "if loaded")), f"could not read {unit}")
+            in_background(self._reads.request((unit, "rest")), f"could not read {unit}")

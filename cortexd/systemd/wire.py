@@ -29,9 +29,7 @@ RUN_IS_OVER = (
 )
 LIMITS_EXCEEDED = "org.freedesktop.DBus.Error.LimitsExceeded"
 
-READS = frozenset(
-    {"Get", "LoadUnit", "Ref", "GetUnitFileState", "ListUnitsByPatterns", "ListUnitFilesByPatterns", "ListJobs"}
-)
+READS = frozenset({"Get", "LoadUnit", "Ref", "GetUnitFileState", "ListUnitsByPatterns", "ListJobs"})
 """Methods that change nothing that a manager which re-executes itself would keep."""
 
 _DBUS_ERROR = "org.freedesktop.DBus.Error."
@@ -66,12 +64,21 @@ FIELDS: dict[str, tuple[str, str]] = {
     "main_pid": (SERVICE, "MainPID"),
     "control_group": (SERVICE, "ControlGroup"),
     "n_restarts": (SERVICE, "NRestarts"),
+    "restart": (SERVICE, "Restart"),
     "exec_main_code": (SERVICE, "ExecMainCode"),
     "exec_main_status": (SERVICE, "ExecMainStatus"),
     "exec_main_start": (SERVICE, "ExecMainStartTimestamp"),
     "status_text": (SERVICE, "StatusText"),
 }
 """UnitState's fields and the property that each is read from."""
+
+STATE, RUN = ("active_state", "sub_state"), ("invocation_id", "state_change")
+UNTOLD = (
+    *STATE, *RUN, "load_state", "unit_file_state", "fragment_path", "drop_in_paths", "need_daemon_reload", "control_group", "result",
+    "n_restarts", "restart",
+)  # fmt: skip
+"""STATE and RUN, which tell whether a signal was missed, and what changes without a signal: properties that the manager's introspection data call constant or never signalled,
+and those that ResetFailedUnit sets back."""
 
 _FIELD_OF = {where: field for field, where in FIELDS.items()}
 

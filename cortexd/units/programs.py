@@ -27,8 +27,29 @@ def steps(path: Path) -> list[Path]:
     found = [path]
     with contextlib.suppress(OSError):  # the last one is no link
         while len(found) < _MAX_LINKS:
-            found.append(Path(os.path.normpath(found[-1].parent / found[-1].readlink())))
-    return [*found, path.resolve()]
+            link = os.readlink(found[-1])  # noqa: PTH115 - as text: pathlib takes most of the time in which models are read
+            found.append(Path(os.path.normpath(os.path.join(found[-1].parent, link))))  # noqa: PTH118
+    return [*found, Path(os.path.realpath(path))]
+
+
+def links(path: str) -> list[str]:
+    """The links on the way to where a path leads, each by a name that has no other link in it. Blocking."""
+    found: list[str] = []
+    at, rest = "/", path.split("/")[::-1]
+    while rest:
+        name = rest.pop()
+        here = os.path.normpath(os.path.join(at, name))  # noqa: PTH118 - as text
+        try:
+            leads = os.readlink(here)  # noqa: PTH115
+        except OSError:
+            at = here
+            continue
+        if len(found) >= _MAX_LINKS:
+            break
+        found.append(here)
+        at = "/" if leads.startswith("/") else at
+        rest += leads.split("/")[::-1]
+    return found
 
 
 def _interpreter(script: Path) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from cortexd.errors import InvalidConfig
 
@@ -24,6 +25,7 @@ def word(value: str) -> str:
     return '"' + _CONTROL.sub(lambda m: f"\\x{ord(m[0]):02x}", value) + '"'
 
 
+@lru_cache(maxsize=512)  # most of them are the same in all units
 def expanded_word(value: str) -> str:
     """The same for a command without the ":" prefix, where $ would be expanded."""
     return word(value).replace("$", "$$")

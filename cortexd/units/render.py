@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from cortexd.backends import LaunchPlan
+from cortexd.backends.base import opened
 from cortexd.errors import InvalidConfig
 from cortexd.kinds import size_text
 from cortexd.model import ModelSpec
@@ -21,7 +23,7 @@ from cortexd.names import SLICE, hint_folder
 from cortexd.scope import Scope
 from cortexd.units import quoting
 from cortexd.units.loader import MISLEADING
-from cortexd.units.programs import program_folders, steps
+from cortexd.units.programs import links, program_folders, steps
 from cortexd.waiter.watch import GRACE
 
 FOLDER_TEMPLATE = "cortexd-mkdir@.service"
@@ -51,6 +53,8 @@ class Tools:
     namespaces: bool = True
     """Whether a user's units get user and mount namespaces on this machine. Where they do not, a unit that asks for them does
     not start, or starts unprotected. Found out while the daemon runs (cortexd/sandbox/proving.py)."""
+    left_out: frozenset[str] = frozenset()
+    """Directives of the sandbox with which systemd cannot set up a unit on this machine; found out as well."""
 
 
 @lru_cache(maxsize=256)
@@ -68,8 +72,9 @@ def probe_address(host: str) -> str:
 
 def render_unit(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools, secrets: Collection[str] = ()) -> str:
     """The unit's text, without the marker line. `secrets`: the names of the variables in the model's file of secrets."""
+    folders = places(spec, plan, scope)
     sections = {
-        "Unit": [*_unit_section(spec, plan)],
+        "Unit": [*_unit_section(spec, folders)],
         "Service": [
             *_service(spec, plan, tools),
             *_environment(spec, plan, scope, secrets),
@@ -78,7 +83,7 @@ def render_unit(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools, s
             *_limits(spec),
             "",
             "# Sandbox",
-            *_sandbox(spec, plan, scope, tools),
+            *_fitting(_sandbox(spec, plan, scope, tools, folders), spec, tools),
         ],
         "Install": ["WantedBy=default.target"],
     }
@@ -87,6 +92,8 @@ def render_unit(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools, s
 
 def render_folder_template(tools: Tools) -> str:
     """The text of FOLDER_TEMPLATE, without the marker line."""
+    # A folder that a server may write may hold another one; a link planted there would open what it leads to.
+    make = '[ "$(realpath -m -- "$0")" = "$0" ] && exec "$1" -p -m 0700 -- "$0"'
     return f"""[Unit]
 Description=Folder %f for a model
 Documentation=https://github.com/cortexlinux/cortex
@@ -96,7 +103,7 @@ StartLimitIntervalSec=0
 [Service]
 Type=oneshot
 Slice={SLICE}
-ExecStart=:{quoting.word(tools.mkdir)} -p -m 0700 -- "%f"
+ExecStart=:/bin/sh -c {quoting.word(make)} "%f" {quoting.word(tools.mkdir)}
 """
 
 
@@ -110,17 +117,54 @@ def written_folders(spec: ModelSpec, plan: LaunchPlan) -> list[str]:
     return list(dict.fromkeys([*map(str, plan.writes), *spec.hardening.read_write_paths]))
 
 
+Places = list[tuple[str, str]]
+"""Folders: where each lies, and its name."""
+
+
+def places(spec: ModelSpec, plan: LaunchPlan, scope: Scope) -> Places:
+    """The same, each as where it lies now and by its name: a unit names the former, so that no link that is changed later is
+    followed. Raises InvalidConfig where it leads into what no model may see, or where the server itself could lead it."""
+    named = written_folders(spec, plan)
+    found = [(_lies_at(folder), folder) for folder in named]
+    for real, folder in found:
+        if real != os.path.normpath(folder):
+            others = [Path(other) for other, name in found if name != folder]
+            planted = [link for link in links(folder) if _lies_in(Path(link), others)]
+            if planted:
+                raise InvalidConfig(
+                    f"folder {folder!r}: the server may write where {planted[0]} lies, which is a link to {real}; remove that link"
+                )
+            _refuse_opened(folder, real, scope)
+    return found
+
+
+def _lies_at(folder: str) -> str:
+    """Where it lies; by its name where a link leads to what is not there: its disk is not mounted, and no other is to be
+    filled instead. FOLDER_TEMPLATE fails then."""
+    real = os.path.realpath(folder)
+    if real == folder or os.path.exists(real):  # noqa: PTH110 - most are no links
+        return real
+    return real if all(os.path.exists(link) for link in links(folder)) else folder  # noqa: PTH110
+
+
+def _refuse_opened(path: str, real: str, scope: Scope) -> None:
+    if ours := opened(real, scope):
+        raise InvalidConfig(
+            f"path {path!r}: leads to {real}, and would open {ours}, which no model may see; remove the link, or name another path"
+        )
+
+
 def missing_folders(spec: ModelSpec, plan: LaunchPlan) -> str:
     """Those of written_folders that are not there, for a message."""
     return ", ".join(folder for folder in written_folders(spec, plan) if not Path(folder).is_dir())
 
 
-def _unit_section(spec: ModelSpec, plan: LaunchPlan) -> Iterator[str]:
+def _unit_section(spec: ModelSpec, folders: Places) -> Iterator[str]:
     yield f"Description=Cortex Model: {spec.name}"
     yield "Documentation=https://github.com/cortexlinux/cortex"
     # Enabled, it is wanted by default.target, which would wait for a slow model without this line.
     yield "After=default.target"
-    for folder in written_folders(spec, plan):
+    for folder in dict.fromkeys(real for real, _ in folders):
         unit = FOLDER_TEMPLATE.replace("@", "@" + quoting.instance_of_path(folder))
         if len(unit) > _MAX_UNIT_NAME:
             raise InvalidConfig(f"ReadWritePaths={folder!r}: is too long for a unit's name; use a shorter path")
@@ -223,7 +267,7 @@ def _limits(spec: ModelSpec) -> Iterator[str]:
 
 def sandbox_lines(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> list[str]:
     """The lines of [Service] that make the sandbox, and nothing else: for a unit that tries it."""
-    return [*_sandbox(spec, plan, scope, tools)]
+    return [*_fitting(_sandbox(spec, plan, scope, tools, places(spec, plan, scope)), spec, tools)]
 
 
 def unseen(paths: Iterable[Path], spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> list[Path]:
@@ -258,8 +302,10 @@ def _isolates(spec: ModelSpec, tools: Tools) -> bool:
     return has_namespaces(spec) and (tools.namespaces or spec.hardening.sandbox_required)
 
 
-def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> Iterator[str]:
+def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools, folders: Places) -> Iterator[str]:
     hardening = spec.hardening
+    if hardening.security in ("default", "strict"):
+        yield "LimitCORE=0"  # a dump would hold secrets; another model can cause one by a signal, and read it
     yield f"NoNewPrivileges={quoting.boolean(hardening.no_new_privileges)}"
     yield f"RestrictRealtime={quoting.boolean(hardening.restrict_realtime)}"
     yield f"RestrictSUIDSGID={quoting.boolean(hardening.restrict_suid_sgid)}"
@@ -278,10 +324,16 @@ def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> I
     if hardening.umask != "0022":
         yield f"UMask={hardening.umask}"
     if _isolates(spec, tools):
-        yield from _namespaces(spec, plan, scope, tools)
+        yield from _namespaces(spec, plan, scope, tools, folders)
 
 
-def _namespaces(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> Iterator[str]:
+def _fitting(lines: Iterable[str], spec: ModelSpec, tools: Tools) -> Iterator[str]:
+    """Those with which systemd can set up a unit here. Where the sandbox is required it has to be all."""
+    left_out = frozenset() if spec.hardening.sandbox_required else tools.left_out
+    return (line for line in lines if line.partition("=")[0] not in left_out)
+
+
+def _namespaces(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools, folders: Places) -> Iterator[str]:
     """What systemd does for a user's service in a user namespace alone."""
     hardening = spec.hardening
     # Without it systemd 252 mounts nothing, or refuses to start the unit, and later ones go on unprotected where they fail.
@@ -307,10 +359,7 @@ def _namespaces(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -
     covered = _covered(spec, scope)
     if scope.runtime and spec.socket:
         covered.append(sockets_folder(scope.runtime))
-    for folder in written_folders(spec, plan):
-        # What another file system lies over has to be brought back.
-        directive = "BindPaths" if _lies_in(Path(folder), covered) else "ReadWritePaths"
-        yield f"{directive}={quoting.path(folder)}"
+    yield from _opened_folders(folders, covered)
     # The user's bus and manager would start anything outside this sandbox; sd_notify(3) still works.
     yield "TemporaryFileSystem=%t:ro"
     yield "BindReadOnlyPaths=%t/systemd/notify"
@@ -319,8 +368,32 @@ def _namespaces(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -
     # Another model's settings stand in its unit.
     for ours in (scope.data, scope.unit_folder):
         yield f"InaccessiblePaths=-{quoting.path(str(ours))}"
+    written = [Path(folder) for folder in written_folders(spec, plan)]
     for hidden in _hidden(spec, plan, scope, tools):
-        yield f"BindReadOnlyPaths={quoting.path(hidden)}"
+        if _lies_in(Path(hidden), written):  # it is there with that folder; a link planted in it is not followed
+            continue
+        if (real := os.path.realpath(hidden)) != hidden:
+            _refuse_opened(hidden, real, scope)
+        yield f"BindReadOnlyPaths={_bound(real, hidden)}"
+
+
+def _opened_folders(found: Places, covered: list[Path]) -> Iterator[str]:
+    for real, folder in found:
+        if any(name != folder and _lies_in(Path(folder), [Path(name)]) for _, name in found):
+            continue  # the one around it is open
+        # What another file system lies over has to be brought back.
+        over = _lies_in(Path(folder), covered)
+        if over:
+            yield f"BindPaths={_bound(real, folder)}"
+        if real != folder and _lies_in(Path(real), covered):
+            yield f"BindPaths={quoting.path(real)}"
+        elif not over:
+            yield f"ReadWritePaths={quoting.path(real)}"
+
+
+def _bound(real: str, name: str) -> str:
+    """What lies at `real`, under the name by which the server knows it."""
+    return quoting.path(real) if real == name else f"{quoting.path(real)}:{quoting.path(name)}"
 
 
 def _covered(spec: ModelSpec, scope: Scope) -> list[Path]:

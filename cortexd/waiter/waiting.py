@@ -9,8 +9,9 @@ from cortexd.waiter.http import Pause, Server, http_answer
 from cortexd.waiter.sockets import Listener, answering
 from cortexd.waiter.watch import GaveUp, Watch
 
-FAST_POLL, FAST_FOR, POLL = 0.05, 2.0, 0.1
-"""Seconds between probes at first, for how long, and after that."""
+FAST_POLL, POLL, SHARE = 0.01, 0.1, 0.02
+"""Seconds between probes, at least and at most: in between, this share of the time that has passed, which is what waiting for the
+next one can add to it."""
 
 PROBE_TIMEOUT = 5.0
 """Seconds that one probe may take in all."""
@@ -58,7 +59,7 @@ class Waiter:
             own = self._refuse_strangers()
             if self._probe(self.key.value if own else ""):
                 break
-            self.watch.pause(FAST_POLL if self.watch.elapsed < FAST_FOR else POLL)
+            self.watch.pause(min(max(FAST_POLL, self.watch.elapsed * SHARE), POLL))
         self._refuse_strangers()
         if load:
             load()

@@ -420,6 +420,21 @@ def _replies(sock: socket.socket, wanted: int) -> int:
 # -- Signals
 
 
+async def test_nobody_else_speaks_for_the_bus(seam: Any, connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    """A signal can be sent to one connection alone, whatever that has asked for: who is said to have left has not."""
+    client, liar = await connect(), await connect()
+    left: list[str] = []
+    await client.on_leave(left.append)
+    to_client = {"path": seam.DBUS_PATH, "interface": seam.DBUS, "member": "NameOwnerChanged",
+                 "destination": client.unique_name}  # fmt: skip
+    for signature, body in (("sss", [":1.999", ":1.999", ""]), ("u", [7]), ("", [])):
+        liar.send(seam._message(seam._lib.MessageType.SIGNAL, signature, body, **to_client))
+    await liar.call(seam.DBUS, seam.DBUS_PATH, seam.DBUS, "GetId")  # they have passed through the bus
+    liar.close()
+    await aio_until(lambda: liar.unique_name in left, "the bus's own word that it left")
+    assert left == [liar.unique_name] and not caplog.records
+
+
 async def test_signals_arrive_in_order_and_only_those_asked_for(pair: tuple[Any, Any]) -> None:
     client, server = pair
     told: dict[str, list[int]] = {"all": [], "odd": [], "path": [], "below": [], "first": []}

@@ -6,7 +6,7 @@ from tests.cli.canned import backend
 from tests.cli.conftest import Cli
 from tests.cli.fake_daemon import FakeDaemon
 
-PROBLEM = "/u/backends/bad.toml: endpoint='x': must be a path that begins with / and has no blanks"
+PROBLEM = "/u/backends/bad.toml: endpoint='x': must be a path that begins with / and has neither blanks nor a #"
 
 
 def test_a_table_of_what_can_be_used_and_a_warning_for_each_that_cannot(cli: Cli, fake: FakeDaemon) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,9 @@ FILES = Files(present=True)
 
 
 @pytest.fixture
-def where(tmp_path: Path) -> Places:
+def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Places:
     """A user's folders with everything that cortexd makes, as it makes it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     found = look_files.places({"HOME": str(tmp_path)})
     secret = found.data / "secrets" / "a"
     for folder in (secret, found.data / "logs", found.unit_folder):
@@ -143,11 +145,51 @@ def test_a_data_folder_elsewhere_is_nothing_wrong(where: Places, tmp_path: Path)
     where.data.symlink_to(tmp_path / "elsewhere")
     seen = look_files.files(where)
     assert not (seen.odd or seen.open)
+    where.data.chmod(0o755)
+    seen = look_files.files(where)
+    (line,) = rules_files.modes(seen, "ann")
+    assert seen.open == (where.data,) and line.fix is not None
+    fixes.apply(line.fix, interactive=False)
+    assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o700 and where.data.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["secrets", "secrets/a", "logs"])
+def test_nothing_below_a_linked_folder_is_looked_at_or_changed(where: Places, tmp_path: Path, name: str) -> None:
+    theirs = tmp_path / "theirs"
+    (theirs / "a").mkdir(parents=True, mode=0o755)
+    for file in (theirs / "environment", theirs / "a" / "environment", theirs / "a.log"):
+        write(file, mode=0o644)
+    linked = where.data / name
+    linked.rename(tmp_path / "former")
+    linked.symlink_to(theirs)
+    seen = look_files.files(where)
+    assert seen.odd == (linked,) and not (seen.open or seen.not_ours)
+    below = tuple(str(linked / file) for file in ("environment", "a/environment", "a.log"))
+    with pytest.raises(CtlError, match="cannot take the rights of others away"):
+        fixes.apply(Fix(Cure.CLOSE, "?", below), interactive=False)
+    assert {file.stat().st_mode & 0o777 for file in theirs.rglob("*") if file.is_file()} == {0o644}
 
 
 def test_files_of_another_user() -> None:
     (line,) = rules_files.modes(replace(FILES, not_ours=(Path("/h/.cortex"),)), "ann")
-    assert (line.level, line.remedy) == (Level.ERROR, "sudo chown ann: /h/.cortex")
+    assert (line.level, line.remedy) == (Level.ERROR, "sudo chown -h ann: /h/.cortex")
+
+
+def test_a_data_folder_of_another_users_is_never_theirs_to_lose(where: Places, tmp_path: Path) -> None:
+    where.data.rename(tmp_path / "elsewhere")
+    where.data.symlink_to("/etc")
+    seen = look_files.files(where)
+    assert seen.link_to_theirs == where.data and not (seen.not_ours or seen.open or seen.odd)
+    (line,) = rules_files.modes(seen, "ann")
+    assert (line.level, line.fix, line.remedy) == (Level.ERROR, None, f"rm {where.data}")
+    assert "is a link to a folder of another user's" in line.text
+
+
+def test_a_remedy_can_be_pasted_into_a_shell() -> None:
+    odd = Path("/h/a b$(id)'")
+    for seen in (replace(FILES, not_ours=(odd,)), replace(FILES, open=(odd,))):
+        (line,) = rules_files.modes(seen, "ann")
+        assert shlex.split(line.remedy)[-1] == str(odd)
 
 
 def test_nothing_there_is_nothing_wrong(tmp_path: Path) -> None:
@@ -200,6 +242,18 @@ def test_systemd_is_asked_about_units(where: Places) -> None:
     assert isinstance(seen, Verified) and seen.units == 3
     (complaint,) = seen.complaints
     assert "cortex-b.service:3" in complaint and "NoSuchKey" in complaint
+
+
+@pytest.mark.parametrize("fault", ["dangling link", "closed", "garbage"])
+def test_a_unit_file_that_cortexd_did_not_write_is_repaired(where: Places, tmp_path: Path, fault: str) -> None:
+    lay(where.unit_folder / "cortex-a.service", fault, b"", tmp_path / "elsewhere")
+    verified = look_files.verified(where)
+    assert isinstance(verified, Verified) and verified.foreign == {"cortex-a.service"}
+    complaint = "cortex-a.service: it cannot be loaded"
+    (line,) = rules_files.units(replace(verified, complaints=(complaint,)))
+    assert line.remedy.startswith("'cortexctl repair a' puts its file aside") and "move the file away" in line.remedy
+    (other,) = rules_files.units(replace(verified, complaints=("cortexd.service:3: odd",)))
+    assert "repair" not in other.remedy
 
 
 def test_no_systemd_analyze(where: Places, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,12 @@ import pytest
 from cortexctl.doctor import look_session, rules_session
 from cortexctl.doctor.evidence import Daemon, Manager, Model, Session, Unseen
 from cortexctl.doctor.line import Cure, Level, Line
+from cortexd.limits import DELEGATE
 from cortexd.version import VERSION
 from tests.cli.service import Asked, Service
 
 ALL = frozenset({"cpu", "io", "memory", "pids"})
-MANAGER = Manager(version="257.13-1~deb13u1", state="running", controllers=ALL)
+MANAGER = Manager(version="257.13-1~deb13u1", state="running", controllers=ALL, everywhere=ALL)
 UNIT: dict[str, str | int] = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}
 DAEMON = Daemon(running=True, activatable=True, unit=UNIT, version=VERSION, models=(), backends=())
 SESSION = Session(address="unix:path=/run/user/1/bus", manager=MANAGER, daemon=DAEMON)
@@ -107,6 +108,17 @@ def test_controllers() -> None:
     (missing,) = of(frozenset({"memory"}))
     assert missing.level is Level.WARNING and missing.text.startswith("limits of cpu, pids are not enforced")
     assert of(None)[0].level is Level.NOTE
+
+
+def test_what_the_machine_itself_lacks_is_not_to_be_delegated() -> None:
+    """The same remedies as `status` has (tests/test_limits.py)."""
+    bare = replace(MANAGER, controllers=frozenset({"memory"}), everywhere=frozenset({"memory", "pids"}))
+    cpu, pids = rules_session.delegation(replace(SESSION, manager=bare))
+    assert "limits of cpu are" in cpu.text and cpu.remedy.startswith("boot with systemd.unified_cgroup_hierarchy=1")
+    assert "limits of pids are" in pids.text and pids.remedy == DELEGATE
+    no_io = replace(MANAGER, controllers=ALL - {"io"}, everywhere=ALL - {"io"})
+    _, note = rules_session.delegation(replace(SESSION, manager=no_io))
+    assert note.remedy == cpu.remedy and "cgroup v2 has no io controller here" in note.text
 
 
 def test_linger() -> None:

@@ -99,7 +99,7 @@ def activating_bus(tmp_path: Path) -> Iterator[str]:
         ),
         (
             {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": 78, "StatusText": "models.db is broken"},
-            "cortexd does not start: models.db is broken",
+            "cortexd does not start: models.db is broken; once repaired: 'systemctl --user start cortexd'",
         ),
         (
             {"ActiveState": "activating", "SubState": "auto-restart", "Result": "timeout"},

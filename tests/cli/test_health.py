@@ -103,3 +103,62 @@ def test_health_waits_until_there_is_something_to_ask(cli: Cli, fake: FakeDaemon
     assert (done.returncode, done.stdout) == (1, "") and "a is failed" in done.stderr
     fake.change("a", State="starting")
     assert "not ready after 0.1 s" in cli.fails("health", "a", "--wait", "--timeout", "0.1")
+
+
+SICK = {"Healthy": False, "Outcome": "server-error", "Reason": "503", "Health": "failing", "State": "degraded"}
+
+
+def test_health_waits_until_a_server_that_runs_is_well(cli: Cli, fake: FakeDaemon) -> None:
+    """It asks again as soon as its state is another, and prints the last answer alone."""
+    fake.add(model("a", State="degraded"), model("b"))
+    asked: list[str] = []
+
+    def answer(call: Any) -> Any:
+        asked.append(call.path)
+        fake.change("b", State="degraded")  # which is no reason
+        if len(asked) == 8:
+            return (health(),)
+        fake.change("a", State="degraded" if len(asked) % 2 else "unhealthy")
+        return (health(**SICK),)
+
+    fake.answers["CheckHealth"] = answer
+    began = time.monotonic()
+    out = cli.ok("health", "a", "--wait")
+    assert len(asked) == 8 and time.monotonic() - began < 2 * 6
+    assert out.startswith("a is healthy: ok") and "a is failing" not in out
+
+
+def test_health_asks_again_where_nothing_is_heard(cli: Cli, fake: FakeDaemon) -> None:
+    """The probe that was asked for may find a server well before the daemon's own do."""
+    fake.add(model("a", State="degraded"), model("b"))
+    asked: list[str] = []
+
+    def answer(call: Any) -> Any:
+        asked.append(call.path)
+        return (health(**SICK) if len(asked) < 2 else health(),)
+
+    fake.answers["CheckHealth"] = answer
+    began = time.monotonic()
+    assert cli.ok("health", "a", "--wait").startswith("a is healthy")
+    assert len(asked) == 2 and time.monotonic() - began >= 2
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+def test_health_does_not_wait_for_what_is_over(cli: Cli, fake: FakeDaemon, state: str) -> None:
+    fake.add(model("a", State="degraded"))
+    fake.answers["CheckHealth"] = (health(Health="unknown", State=state, Healthy=False, Outcome="not-running"),)
+    done = cli.run("health", "a", "--wait")
+    assert (done.returncode, len(fake.calls("CheckHealth"))) == (1, 1) and f"a is {state}" in done.stdout
+
+
+def test_health_waits_no_longer_than_it_may(cli: Cli, fake: FakeDaemon) -> None:
+    fake.add(model("a", State="degraded"))
+    fake.answers["CheckHealth"] = (health(**SICK),)
+    done = cli.run("health", "a", "--wait", "--timeout", "0.2")
+    assert done.returncode == 1 and done.stdout.startswith("a is failing: server-error")
+
+
+def test_a_unix_socket_is_named_in_words(cli: Cli, fake: FakeDaemon) -> None:
+    endpoint = "--unix-socket /run/user/1/models/a/api.sock http://localhost/health"
+    _, lines = ask(cli, fake, Endpoint=endpoint)
+    assert lines[0].startswith("a is healthy: ok in 3.2ms at /health of /run/user/1/models/a/api.sock; ")

@@ -41,6 +41,14 @@ def test_what_is_not_in_force_is_a_failure(cli: Cli, fake: FakeDaemon, row: tupl
     assert lines[-1].startswith(f"ProtectHome  read-only  {row[2]}")
 
 
+def test_a_model_without_a_sandbox_is_warned_of(cli: Cli, fake: FakeDaemon) -> None:
+    warning = "security=none: its server has no sandbox, and can do whatever you can"
+    fake.add(model("a", Warnings=[warning, "port=1: another"]), model("b"))
+    fake.answers["GetSecurity"] = ([OFF],)
+    done = cli.run("security", "a", "b")
+    assert (done.returncode, done.stderr) == (0, f"Warning: a: {warning}\n")
+
+
 def test_json(cli: Cli, fake: FakeDaemon) -> None:
     fake.add(model("a"))
     fake.answers["GetSecurity"] = ([GOOD],)

@@ -205,3 +205,36 @@ async def test_unit_state_has_what_systemd_tells(real: RealWorld) -> None:
         "result", "drop_in_paths", "exec_main_code", "exec_main_status", "status_text", "need_daemon_reload", "job",
     }  # fmt: skip
     assert MANAGER_PATH in unit_path(unit)
+
+
+async def test_unit_files_are_in_the_state_that_systemd_says(real: RealWorld) -> None:
+    """We read them ourselves, since systemd takes a second for a thousand."""
+    install = "[Install]\nWantedBy=default.target\n"
+    exec_start = "[Service]\nExecStart=/bin/true\n"
+    folder, runtime = real.folder, real.runtime / "systemd" / "user"
+    runtime.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "static": exec_start, "disabled": exec_start + install, "enabled": exec_start + install, "runtime": exec_start + install,
+        "empty-install": exec_start + "[Install]\nWantedBy=\n", "also": exec_start + "[Install]\nAlso=cortex-state-static.service\n",
+        "early-install": install + exec_start, "empty": "",
+    }  # fmt: skip
+    units = {key: f"cortex-state-{key}.service" for key in [*texts, "masked", "masked-runtime", "linked", "dangling", "below"]}
+    for key, text in texts.items():
+        (folder / units[key]).write_text(text)
+    (runtime / units["below"]).write_text(exec_start)
+    (runtime / units["static"]).write_text(exec_start + install)  # hidden by the other
+    (folder / units["masked"]).symlink_to("/dev/null")
+    (runtime / units["masked-runtime"]).symlink_to("/dev/null")
+    elsewhere = real.folder.parent / units["linked"]
+    elsewhere.write_text(exec_start + install)
+    (folder / units["linked"]).symlink_to(elsewhere)
+    (folder / units["dangling"]).symlink_to("/nowhere")
+    await real.manager("Reload")
+    await real.manager("EnableUnitFiles", "asbb", [units["enabled"]], False, False)
+    await real.manager("EnableUnitFiles", "asbb", [units["runtime"]], True, False)
+    (said,) = await real.manager("ListUnitFilesByPatterns", "asas", [], ["cortex-state-*"])
+    await real.systemd.reload()
+    ours = {unit: real.systemd.cached(unit).unit_file_state for unit in units.values()}
+    theirs = {path.rpartition("/")[2]: state for path, state in said}
+    assert theirs.keys() >= set(units.values()) - {units["dangling"]}
+    assert {unit: state for unit, state in ours.items() if state} == {u: s for u, s in theirs.items() if s != "bad"}

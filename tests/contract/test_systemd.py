@@ -76,6 +76,17 @@ class TestUnits:
         await world.systemd.reload()
         assert (await world.systemd.refresh(unit)).drop_in_paths == (str(drop_in),)
 
+    async def test_restart_is_told_as_drop_ins_have_it(self, world: World) -> None:
+        unit = await world.started()
+        assert world.systemd.cached(unit).restart == "no"
+        drop_in = world.folder / f"{unit}.d" / "mine.conf"
+        drop_in.parent.mkdir()
+        for word in ("on-failure", "always"):
+            drop_in.write_text(f"[Service]\nRestart={word}\n")
+            await world.systemd.reload()
+            assert world.systemd.cached(unit).restart == word
+        assert (await world.systemd.refresh(unit)).restart == "always"
+
     async def test_removed_file_is_forgotten_when_it_rests(self, world: World) -> None:
         unit = await world.add()
         (world.folder / unit).unlink()
@@ -323,6 +334,8 @@ class TestFailure:
         await world.crash(unit)
         await world.until(unit, lambda state: state.sub_state == "auto-restart")
         assert "signal" in [state.result for state in told]
+        pause = [state for state in told if state.sub_state == "auto-restart"]
+        assert (pause[0].n_restarts, pause[0].invocation_id) == (before.n_restarts, before.invocation_id), "not counted yet"
         await world.finish(unit)
         again = await world.until(unit, lambda state: state.active_state == "active")
         assert again.n_restarts == before.n_restarts + 1

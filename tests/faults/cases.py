@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 
 from cortexd.api.interfaces import FOLDER
 from cortexd.names import BUS_NAME, JOB_INTERFACE, MANAGER_INTERFACE, MODEL_INTERFACE, ROOT_PATH
-from tests.faults.place import UNIT, VICTIM, Place
+from tests.faults.picture import UNIT, VICTIM
+from tests.faults.place import Place
 from tests.support.wait import until
 
 START = ("start", VICTIM)
@@ -41,7 +42,7 @@ def _secret(place: Place) -> None:
 def _failed(place: Place) -> None:
     _running(place)
     place.crash()
-    until(lambda: place.unit(UNIT)["ActiveState"] == "failed", "its failure")
+    until(lambda: place.view.unit(UNIT)["ActiveState"] == "failed", "its failure")
 
 
 def _failed_with_secret(place: Place) -> None:
@@ -53,7 +54,7 @@ def _loading(place: Place) -> None:
     _registered(place)
     place.hold(True)
     place.do(*START, "--no-block")
-    until(lambda: place.unit(UNIT)["SubState"] == "start-post", "its loading")
+    until(lambda: place.view.unit(UNIT)["SubState"] == "start-post", "its loading")
     place.hold(False)
 
 
@@ -90,6 +91,10 @@ class Case:
     do: tuple[str, ...] | Callable[[Place], tuple[str, ...]]
     typed: bytes = b""
     interface: str = MODEL_INTERFACE
+    of_one_daemon: bool = False
+    """What it needs is there as long as the daemon lives that has seen it come."""
+    refused: str = ""
+    """Which of systemd's methods is refused to it, once."""
 
     def words(self, place: Place) -> tuple[str, ...]:
         """The command."""
@@ -105,6 +110,10 @@ def _register_models(place: Place) -> tuple[str, ...]:
     values = [word for key, value in settings.items() for word in (key, "s", value)]
     head = ("busctl", BUS_NAME, ROOT_PATH, MANAGER_INTERFACE, "RegisterModels", "a(sa{sv})a{sv}")
     return (*head, "1", VICTIM, str(len(settings)), *values, "0")
+
+
+def _cancel(place: Place) -> tuple[str, ...]:
+    return ("busctl", BUS_NAME, place.job(), JOB_INTERFACE, "Cancel", "a{sv}", "0")
 
 
 def _set(*items: str) -> tuple[str, ...]:
@@ -125,14 +134,14 @@ CASES = {
     "unregister --force": Case("Unregister", _enabled, ("unregister", "--force", VICTIM), interface=MANAGER),
     "start": Case("Start", _registered, START),
     "start, failed": Case("Start", _failed, START),
-    "start, unit deleted": Case("Start", _deleted, START),
-    "start, backend edited": Case("Start", _edited, START),
+    "start, unit deleted": Case("Start", _deleted, START, of_one_daemon=True),
+    "start, backend edited": Case("Start", _edited, START, of_one_daemon=True),
     "start --enable": Case("Start", _registered, (*START, "--enable")),
     "stop": Case("Stop", _running, ("stop", VICTIM)),
-    "stop, loading": Case("Stop", _loading, ("stop", VICTIM)),
+    "stop, loading": Case("Stop", _loading, ("stop", VICTIM), of_one_daemon=True),
     "stop, stubborn": Case("Stop", _stubborn, ("stop", VICTIM)),
     "restart": Case("Restart", _running, ("restart", VICTIM)),
-    "restart, loading": Case("Restart", _loading, ("restart", VICTIM)),
+    "restart, loading": Case("Restart", _loading, ("restart", VICTIM), of_one_daemon=True),
     "restart, stopped": Case("Restart", _registered, ("restart", VICTIM)),
     "enable": Case("Enable", _running, ("enable", VICTIM)),
     "enable --linger": Case("Enable", _registered, ("enable", "--linger", VICTIM)),
@@ -142,20 +151,25 @@ CASES = {
     "set limits, running": Case("Set", _running, _set("memory=2G", "TasksMax=99")),
     "secret set": Case("SetSecret", _running, ("secret", "set", VICTIM, "HF_TOKEN"), typed=b"canary"),
     "secret unset": Case("RemoveSecret", _secret, ("secret", "unset", VICTIM, "HF_TOKEN")),
+    "cancel, loading": Case("Cancel", _loading, _cancel, interface=JOB_INTERFACE, of_one_daemon=True),
     "repair": Case("Repair", _by_hand, ("repair", "--yes", VICTIM)),
     "kill": Case("Kill", _running, ("kill", VICTIM)),
     "reset-failed": Case("ResetFailed", _failed, ("reset-failed", VICTIM)),
     "StartModel": Case("StartModel", _registered, _plain("StartModel"), interface=MANAGER),
     "StopModel": Case("StopModel", _running, _plain("StopModel"), interface=MANAGER),
     "RestartModel": Case("RestartModel", _running, _plain("RestartModel"), interface=MANAGER),
+    "register, reload refused": Case("Register", _nothing, Place.register, interface=MANAGER, refused="Reload"),
+    "start, refused": Case("Start", _registered, START, refused="StartUnit"),
+    "stop, refused": Case("Stop", _running, ("stop", VICTIM), refused="StopUnit"),
+    "set, reload refused": Case("Set", _registered, _set(LENGTH), refused="Reload"),
 }
 
 READING = {
     MANAGER_INTERFACE: ("GetModel", "ListModels", "ListEvents", "ListSettings", "ListBackends", "ListJobs"),
     MODEL_INTERFACE: ("Check", "GetSecurity", "CheckHealth", "Why", "GetUnitFiles"),
-    JOB_INTERFACE: ("Wait", "Cancel"),
+    JOB_INTERFACE: ("Wait",),
 }
-"""Methods that change nothing of a model's, and Job.Cancel, which is Model.Stop."""
+"""Methods that change nothing of a model's."""
 
 
 def declared() -> Iterable[tuple[str, str]]:

@@ -1,8 +1,11 @@
-"""A real cortexd that dies, by SIGKILL, at the await that it is told; and the real cortexctl, both forked from one server.
+"""A real cortexd that dies, by SIGKILL, at the point that it is told; and the real cortexctl, both forked from one server.
 
 What serves the method call that was armed is driven by hand: the call's own coroutine and every task that it spawns, each
-step of each. Every time one of them hands something to the event loop to wait for counts; no list of functions is kept
-here, so an await that is new is killed at, too.
+step of each. No list of functions is kept here, so an await that is new is killed at, too. Points are counted as they come:
+
+    done  something that was awaited is there, and nothing of what follows it has happened
+    sent  whatever this turn of the event loop awaits has been handed out, and not been answered; all that a turn awaits
+          together is one point, since it would die in the same instant
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from contextlib import AsyncContextDecorator
 from contextvars import ContextVar, copy_context
 from pathlib import Path
 from typing import Any
@@ -30,37 +34,47 @@ END = "end"
 """The trace's last line: nothing that serves the call is left."""
 
 SENT, DONE = "sent", "done"
-"""Killed when what is awaited has been asked for and not been answered; and when it has been, before anything follows."""
+AND = " & "
+
 
 _serving: ContextVar[Points | None] = ContextVar("serving", default=None)
 
 
-class Points:
-    """The awaits of one use-case, in the order in which they come; the process does not outlive the one that is chosen."""
+def awaits(point: str) -> set[str]:
+    """Which await, or awaits of one turn, a line of the trace is about; each with its phase in front."""
+    phase, _, where = point.partition(" ")
+    return {f"{phase} {each}" for each in where.split(AND)}
 
-    def __init__(self, folder: Path, at: int, phase: str) -> None:
+
+class Points:
+    """The points of one use-case, in the order in which they come; the process does not outlive the one that is chosen."""
+
+    def __init__(self, folder: Path, at: int | str) -> None:
         self._trace = os.open(folder / TRACE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-        self._at, self._phase = at, phase
+        self._at = at
         self._count = self._tasks = 0
+        self._handed_out: list[str] = []
 
     def began(self) -> None:
         """A task more."""
         self._tasks += 1
 
-    def asked(self, label: str) -> int:
-        """An await begins; returns its number."""
-        self._count += 1
-        self._write(f"{self._count} {label}")
-        if (self._count, self._phase) == (self._at, SENT):
+    def asked(self, where: str) -> None:
+        """An await begins."""
+        if not self._handed_out:
             # What was handed to the bus is written in the loop's next turn.
             loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, _die)
-        return self._count
+            loop.call_soon(loop.call_soon, self._sent)
+        self._handed_out.append(where)
 
-    def answered(self, number: int) -> None:
+    def _sent(self) -> None:
+        if self._tasks:
+            self._come(SENT, dict.fromkeys(self._handed_out))
+        self._handed_out.clear()
+
+    def answered(self, where: str) -> None:
         """It is over, and whoever awaited it is about to go on."""
-        if (number, self._phase) == (self._at, DONE):
-            _die()
+        self._come(DONE, [where])
 
     def ended(self) -> None:
         """A task less."""
@@ -68,12 +82,15 @@ class Points:
         if not self._tasks:
             self._write(END)
 
+    def _come(self, phase: str, where: Iterable[str]) -> None:
+        self._count += 1
+        point = phase + " " + AND.join(where)
+        self._write(point)
+        if self._at == self._count or self._at in awaits(point):
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def _write(self, line: str) -> None:
         os.write(self._trace, line.encode() + b"\n")
-
-
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Watched(Coroutine[Any, Any, Any]):
@@ -81,7 +98,7 @@ class Watched(Coroutine[Any, Any, Any]):
 
     def __init__(self, inner: Coroutine[Any, Any, Any], points: Points) -> None:
         self._inner, self._points = inner, points
-        self._waits_for = 0
+        self._waits_for = ""
         points.began()
 
     def send(self, value: Any) -> Any:
@@ -98,7 +115,8 @@ class Watched(Coroutine[Any, Any, Any]):
         except BaseException:
             self._points.ended()
             raise
-        self._waits_for = self._points.asked(_where(self._inner))
+        self._waits_for = _where(self._inner)
+        self._points.asked(self._waits_for)
         return awaited
 
     def close(self) -> None:
@@ -109,19 +127,26 @@ class Watched(Coroutine[Any, Any, Any]):
 
 
 def _where(coroutine: Any) -> str:
-    """The innermost line of cortexd's own that waits."""
-    found = "?"
-    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+    """The lines of cortexd's own that wait, the innermost last."""
+    found = []
+    while coroutine is not None:
+        frame = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "ag_frame", None)
+        if frame is None:
+            break
         folder, _, file = frame.f_code.co_filename.rpartition("/cortexd/")
         if folder:
-            found = f"{file}:{frame.f_lineno} {frame.f_code.co_name}"
-        coroutine = coroutine.cr_await
-    return found
+            found.append(f"{file}:{frame.f_lineno} {frame.f_code.co_name}")
+        manager = frame.f_locals.get("self")  # what drives an asynchronous generator does not say which
+        is_manager = isinstance(manager, AsyncContextDecorator) and hasattr(manager, "gen")
+        coroutine = (
+            manager.gen if is_manager else getattr(coroutine, "cr_await", None) or getattr(coroutine, "ag_await", None)
+        )
+    return " > ".join(found) or "?"
 
 
 def _task_factory(folder: Path) -> Any:
     def make(loop: asyncio.AbstractEventLoop, coroutine: Any, context: Any = None) -> asyncio.Task[Any]:
-        points = _serving.get()
+        points = context.run(_serving.get) if context else _serving.get()
         if points is None and getattr(coroutine, "cr_code", None) is Server._answer.__code__:
             points = _armed(folder, coroutine.cr_frame.f_locals["call"])
             if points:
@@ -139,7 +164,7 @@ def _armed(folder: Path, call: Call) -> Points | None:
     if "dry_run" in call.body[-1]:  # it only looks
         return None
     file.unlink()
-    return Points(folder, armed["at"], armed["phase"])
+    return Points(folder, armed["at"])
 
 
 def daemon(folder: Path, environment: Mapping[str, str], sandboxes: bool) -> None:

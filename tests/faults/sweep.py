@@ -1,138 +1,209 @@
-"""Kill the daemon at the awaits of a use-case, one after the other, and see what the next one makes of it."""
+"""Kill the daemon at the points of a use-case, one after the other, and see what the next one makes of it."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from tests.faults.cases import Case
-from tests.faults.dying import DONE, END, SENT
-from tests.faults.place import BYSTANDER, VICTIM, Picture, Place, Said
+from tests.faults.dying import END, awaits
+from tests.faults.picture import BYSTANDER, VICTIM, Picture
+from tests.faults.place import Place, Said
+from tests.faults.places import MockPlace
 from tests.support.wait import until
-
-PHASES = (DONE, SENT)
-Point = tuple[int, str]
 
 SETTLES = 10.0
 """Seconds that a daemon has to finish what the one before it had begun."""
 
+_TRIES = 3
+"""Runs that must end before they come to a point of that number, until there is none."""
+
+_POLL = 0.005
+
 
 @dataclass
 class Row:
-    """What a sweep found out."""
+    """What a sweep found out: the points of a run that nobody interrupts, and what became of those that somebody did."""
 
-    awaits: int = 0
+    points: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    seen: Counter[str] = field(default_factory=Counter)
+    """Awaits, and how many runs came by them."""
+    killed: set[str] = field(default_factory=set)
+    """At which of that there was a kill."""
     seconds: float = 0.0
+
+    @property
+    def unmet(self) -> set[str]:
+        """What was seen, and nobody was killed at."""
+        return self.seen.keys() - self.killed
+
+    @property
+    def kills(self) -> int:
+        """How many there were."""
+        return sum(self.outcomes.values()) + len(self.faults)
 
 
 class Sweep:
     """One use-case in one place."""
 
     def __init__(self, case: Case, place: Place) -> None:
-        self.case, self.place = case, place
-        self.words = case.words(place)
+        self.case, self.place, self.view = case, place, place.view
         self._armed: Picture = {}
+        self._kept = False
+        self._words: tuple[str, ...] = ()
 
     def calibrate(self) -> list[str]:
-        """Learn what it is like before, and after, where nobody is killed; returns the awaits."""
+        """Learn what it is like before, and after, where nobody is killed; returns the points."""
         place = self.place
         if not place.alive():
             place.start()
         place.calm()
-        if place.unit(f"cortex-{BYSTANDER}.service")["ActiveState"] != "active":
+        if self.view.unit(f"cortex-{BYSTANDER}.service")["ActiveState"] != "active":
             place.do(*place.register(name=BYSTANDER))
             place.do("start", BYSTANDER)
             place.do("enable", BYSTANDER)
-        self.bystander = place.bystander()
+        self.bystander = self.view.bystander()
         self._prepare()
         place.kill()
+        if isinstance(place, MockPlace):
+            place.keep()
         place.start()
         # What a daemon's start does by itself is no use-case's doing: it writes unit files that are missing, say.
         self.before = [self._armed, self._settled()]
-        if self.before[1] != self._armed:
-            self._prepare()
-        place.arm(self.case.member)
-        said = place.client(*self.words, typed=self.case.typed)
-        assert said.status == 0, f"{self.words}: {said}: {place.log()}"
-        until(lambda: place.trace()[-1:] == [END], lambda: f"the end of {self.words}: {place.trace()[-3:]}")
-        self.asked = self._settled()
-        assert self.asked not in self.before, f"{self.words} changes nothing: {self.asked}"
+        self._kept = isinstance(place, MockPlace) and not self.case.of_one_daemon and self.before[1] == self._armed
+        if self.case.refused:
+            # It may be done after all, by the next daemon, where nobody was told of the refusal.
+            assert self._uninterrupted().status == 0
+            self.asked = self._settled()
+        if not self._kept or self.case.refused:
+            self._again()
+        said = self._uninterrupted()
+        if self.case.refused:
+            assert said.status == 1 and "not this time" in said.errors, f"{said}"
+            assert self._settled() in self.before, _differ(self._settled(), *self.before)
+        else:
+            assert said.status == 0, f"{self.case}: {said}: {place.log()}"
+            self.asked = self._settled()
+        assert self.asked not in self.before, f"{self.case} changes nothing: {self.asked}"
         return place.trace()[:-1]
+
+    def _uninterrupted(self) -> Said:
+        self.place.arm(self.case.member)
+        said = self._do()
+        self._over()
+        return said
+
+    def _do(self) -> Said:
+        self._words = self.case.words(self.place)
+        return self.place.client(*self._words, typed=self.case.typed)
+
+    def _over(self) -> None:
+        def over() -> bool:
+            return not self.place.alive() or self.place.trace()[-1:] == [END]
+
+        until(over, lambda: f"the end of {self.case}: {self.place.trace()[-3:]}", poll=_POLL)
 
     def _prepare(self) -> None:
         """Bring the model into the state that the use-case needs."""
-        place = self.place
-        place.client("unregister", "--force", VICTIM)
-        place.calm()
-        self.case.needs(place)
-        place.mark()
+        self.place.client("unregister", "--force", VICTIM)
+        self.place.calm()
+        self.case.needs(self.place)
+        self.view.mark()
         self._armed = self._settled()
+
+    def _again(self) -> None:
+        """The same, as it was then where that can be had."""
+        if not self._kept:
+            self._prepare()
+        else:
+            assert isinstance(self.place, MockPlace)
+            self.place.kill()
+            self.place.restore()
+            self.place.start()
+            self.view.mark()
+            until(lambda: self.view.picture() == self._armed, "the state that was kept", poll=_POLL)
+        if self.case.refused:
+            assert isinstance(self.place, MockPlace)
+            self.place.refuse(self.case.refused)
 
     def _settled(self) -> Picture:
         """The picture, once it changes no more."""
-        pictures = [self.place.picture()]
+        pictures = [self.view.picture()]
 
         def settled() -> bool:
-            pictures.append(self.place.picture())
+            pictures.append(self.view.picture())
             return len(pictures) > 3 and pictures[-1] == pictures[-2] == pictures[-3]
 
         until(settled, "an end of changes")
         return pictures[-1]
 
-    def kill_at(self, at: int, phase: str) -> str:
-        """Returns the outcome, or raises AssertionError with what is wrong."""
+    def kill_at(self, at: int | str, row: Row) -> bool:
+        """Adds what comes of it to `row`; False where the use-case was over before that point."""
         place = self.place
         if not place.alive():
             place.start()
-        if place.picture() != self._armed:
-            self._prepare()
-        place.mark()
-        place.arm(self.case.member, at, phase)
-        said = place.client(*self.words, typed=self.case.typed)
-        until(lambda: not place.alive() or place.trace()[-1:] == [END], "the end of the use-case")
-        where = (place.trace() or ["?"])[min(at, len(place.trace())) - 1]
+        if self.case.of_one_daemon or self.case.refused or self.view.picture() != self._armed:
+            self._again()
+        self.view.mark()
+        place.arm(self.case.member, at)
+        said = self._do()
+        self._over()
+        came_by = [point for point in place.trace() if point != END]
+        row.seen.update(set().union(*map(awaits, came_by)))
         if place.alive():
-            assert said.status == 0, f"{said}: {place.log()}"
-            return "not reached"
+            assert said.status == 0 or self.case.refused, f"{said}: {place.log()}"
+            return False
+        row.killed |= awaits(came_by[-1])
         place.bury()
         place.start()
         try:
-            return self._judged(said)
+            row.outcomes[self._judged(said)] += 1
         except AssertionError as e:
-            raise AssertionError(f"{phase} {where}: {e}") from None
+            row.faults.append(f"{at}, {came_by[-1]}: {e}")
+        return True
 
     def _judged(self, said: Said) -> str:
-        self._check(said)
+        told = self._check(said)
         last: Picture = {}
 
         def settled() -> str:
             nonlocal last
-            last = self.place.picture()
+            last = self.view.picture()
             return "asked" if last == self.asked else "before" if last in self.before else ""
 
         try:
-            outcome = until(settled, deadline=SETTLES)
+            outcome = until(settled, deadline=SETTLES, poll=_POLL)
         except AssertionError:
             raise AssertionError(f"between: {_differ(last, self.before[0], self.asked)}\n{self.place.log()}") from None
-        assert said.status != 0 or outcome == "asked", f"confirmed, and not there: {said}"
-        assert self.place.bystander() == self.bystander, "the model beside it has noticed"
+        assert told in ("", outcome), f"it is as {outcome}, and the client was told otherwise: {said}"
+        assert self.view.bystander() == self.bystander, "the model beside it has noticed"
         return outcome
 
-    def _check(self, said: Said) -> None:
-        """What a client is told: one sentence, and how to learn what became of it."""
+    def _check(self, said: Said) -> str:
+        """What a client is told: that it is as it had asked, that it is as before, or in one sentence that nobody knows and how
+        to learn what became of it."""
         if said.status == 0:
-            return
+            return "asked"
         assert said.status == 1 and said.errors.count("\n") == 1, f"{said}"
-        if self.words[0] == "busctl":
+        if self.case.refused and "not this time" in said.errors:
+            return "before"
+        if self._words[0] == "busctl":
             assert "without replying" in said.errors, f"{said}"
         else:
             assert said.errors.startswith("cortexctl: cortexd ended"), f"{said}"
             assert f" {VICTIM}'" in said.errors, f"it says nothing of how to look: {said}"
+        return ""
+
+    def close(self) -> None:
+        """Forget what was kept."""
+        if isinstance(self.place, MockPlace):
+            self.place.forget()
 
 
 def _differ(found: Picture, *wanted: Picture) -> str:
@@ -149,40 +220,92 @@ def _differ(found: Picture, *wanted: Picture) -> str:
     return "\n  ".join(lines)
 
 
-def in_transaction(await_: str) -> bool:
-    """Whether it waits for a statement of a transaction, which is there as a whole or not at all: killed at the end of each
-    statement the database is as it was before the first, and after the last as for whoever waits for the transaction."""
-    return await_.rpartition(" ")[2] in ("_one", "_write_all")
+class _Numbers:
+    """1, 2, 3... until no run comes to a point of that number any more; shared by those who kill."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next, self._end = 1, 10_000
+        self._missed: Counter[int] = Counter()
+        self._again: list[int] = []
+
+    def take(self) -> int:
+        """The next; 0 where there is none."""
+        with self._lock:
+            if self._again:
+                return self._again.pop()
+            if self._next >= self._end:
+                return 0
+            self._next += 1
+            return self._next - 1
+
+    def missed(self, number: int) -> None:
+        """A run was over before it."""
+        with self._lock:
+            self._missed[number] += 1
+            if self._missed[number] >= _TRIES:
+                self._end = min(self._end, number)
+            else:
+                self._again.append(number)
 
 
-def sweep(case: Case, places: Sequence[Place], choose: Callable[[list[str]], Iterable[Point]]) -> Row:
-    """The points of a use-case that are chosen of its awaits, shared out to the places."""
+def sweep(case: Case, places: Sequence[Place], *, amid: bool = False) -> Row:
+    """All points of a use-case, shared out to the places; `amid`: only one that is in the middle of the acting."""
     row, began = Row(), time.monotonic()
     sweeps = [Sweep(case, place) for place in places]
-    with ThreadPoolExecutor(len(places)) as pool:
-        trace = max(pool.map(Sweep.calibrate, sweeps), key=len)
-        row.awaits = len(trace)
-        left = iter(choose(trace))
-
-        def work(one: Sweep) -> None:
-            for at, phase in left:
-                try:
-                    row.outcomes[one.kill_at(at, phase)] += 1
-                except AssertionError as e:
-                    row.faults.append(str(e))
-
-        list(pool.map(work, sweeps))
+    try:
+        _sweep(sweeps, row, amid)
+    finally:
+        for one in sweeps:
+            one.close()
     row.seconds = time.monotonic() - began
     return row
 
 
+def _sweep(sweeps: Sequence[Sweep], row: Row, amid: bool) -> None:
+    with ThreadPoolExecutor(len(sweeps)) as pool:
+        traces = list(pool.map(Sweep.calibrate, sweeps))
+        row.points = len(traces[0])
+        if amid:
+            missed = 0
+            while not sweeps[0].kill_at(_amid(traces[0]), row):
+                missed += 1
+                assert missed < _TRIES, "it never comes to that point again"
+            row.seen.clear()  # the rest was not asked for
+            return
+        numbers = _Numbers()
+
+        def work(one: Sweep) -> None:
+            while number := numbers.take():
+                try:
+                    if not one.kill_at(number, row):
+                        numbers.missed(number)
+                except Exception as e:
+                    row.faults.append(f"{number}: {e!r}")
+
+        list(pool.map(work, sweeps))
+    # What comes in another order each time, or now and then, has other numbers.
+    for point in sorted(row.unmet):
+        any(sweeps[0].kill_at(point, row) for _ in range(_TRIES))
+
+
+def _amid(trace: Sequence[str]) -> int:
+    """The point in the middle of what comes after the first write to the database, and before the last."""
+    writes = [number for number, point in enumerate(trace, 1) if "store/writer.py" in point]
+    first, last = writes[1], writes[-1] if len(writes) > 2 else len(trace)
+    return (first + last) // 2
+
+
 def table(rows: dict[str, Row]) -> str:
     """What was found out, for people."""
-    lines = [f"{'use-case':<24}{'awaits':>8}{'killed':>8}{'before':>8}{'asked':>8}{'not reached':>13}{'s':>8}"]
+    lines = [f"{'use-case':<32}{'points':>8}{'killed':>8}{'before':>8}{'asked':>8}{'faults':>8}{'unmet':>8}{'s':>8}"]
     for name, row in rows.items():
-        before, asked, missed = (row.outcomes[word] for word in ("before", "asked", "not reached"))
-        killed = before + asked + len(row.faults)
-        lines.append(f"{name:<24}{row.awaits:>8}{killed:>8}{before:>8}{asked:>8}{missed:>13}{row.seconds:>8.1f}")
-    total = sum(sum(row.outcomes.values()) for row in rows.values())
-    lines.append(f"{len(rows)} use-cases, {sum(row.awaits for row in rows.values())} awaits, {total} kills")
+        before, asked = row.outcomes["before"], row.outcomes["asked"]
+        lines.append(
+            f"{name:<32}{row.points:>8}{row.kills:>8}{before:>8}{asked:>8}{len(row.faults):>8}{len(row.unmet):>8}{row.seconds:>8.1f}"
+        )
+    points, kills = (sum(values) for values in zip(*((row.points, row.kills) for row in rows.values()), strict=True))
+    lines.append(
+        f"{len(rows)} use-cases, {points} points, {kills} kills, {sum(r.seconds for r in rows.values()):.0f} s"
+    )
     return "\n".join(lines)

@@ -10,32 +10,13 @@ from dataclasses import replace
 import pytest
 
 from cortexd.health.monitor import Monitor, Watched
-from cortexd.health.policy import Decision, HealthState, Outcome, Probe, Verdict
+from cortexd.health.policy import Decision, EngineCheck, HealthState, Outcome, Probe, Verdict
 from cortexd.health.probe import Prober, Server
 from cortexd.model import HealthPolicy
+from tests.health.clock import Clock
 
 OK = Probe(outcome=Outcome.OK)
 BAD = Probe(outcome=Outcome.REFUSED, reason="no connection: refused")
-
-
-class Clock(asyncio.SelectorEventLoop):
-    """An event loop whose time runs as fast as nothing happens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._now = 1000.0
-        selector = self._selector  # type: ignore[attr-defined]
-        really = selector.select
-
-        def select(timeout: float | None = None) -> object:
-            if timeout:
-                self._now += timeout
-            return really(0 if timeout is not None else None)
-
-        selector.select = select
-
-    def time(self) -> float:
-        return self._now
 
 
 class Scripted(Prober):
@@ -142,6 +123,23 @@ def test_the_first_probe_waits_where_nothing_told_readiness() -> None:
         await asyncio.sleep(59.9)
         assert prober.asked == []
         await asyncio.sleep(0.2)
+        assert prober.times == [1060]
+        await monitor.close()
+
+    in_fast_time(story)
+
+
+def test_what_its_unit_signals_meanwhile_does_not_shorten_that_wait() -> None:
+    """Every change of a unit, its status text too, comes as another call."""
+
+    async def story() -> None:
+        prober = Scripted()
+        monitor = Monitor(prober, Reports())
+        for _ in range(59):
+            monitor.watch(watched(policy=replace(POLICY, interval=5), grace=60))
+            await asyncio.sleep(1)
+        assert prober.asked == []
+        await asyncio.sleep(2)
         assert prober.times == [1060]
         await monitor.close()
 
@@ -313,3 +311,28 @@ def test_a_run_that_is_gone_is_not_judged() -> None:
         await monitor.close()
 
     in_fast_time(story)
+
+
+@pytest.mark.parametrize(("ready", "due"), [(None, 300), (0, 0), (900, 200)])
+def test_the_engine_is_asked_for_by_the_age_of_the_run_and_not_of_its_watcher(
+    ready: float | None, due: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that is restarted every four minutes would else never ask. It takes over at 1000 s of the clock."""
+    asked: list[float] = []
+
+    async def check(prober: Prober, server: Server, timeout: float, work: float | None) -> EngineCheck:
+        asked.append(asyncio.get_running_loop().time() - 1000)
+        return EngineCheck(probe=OK)
+
+    monkeypatch.setattr("cortexd.health.monitor.check_engine", check)
+
+    async def story() -> None:
+        await asyncio.sleep(1000 - asyncio.get_running_loop().time())
+        policy = replace(POLICY, probe="engine")
+        monitor = Monitor(Scripted(), Reports())
+        monitor.watch(replace(watched(policy=policy), ready=ready))
+        await asyncio.sleep(400)
+        await monitor.close()
+
+    in_fast_time(story)
+    assert len(asked) >= 1 and due <= asked[0] <= due + POLICY.interval

@@ -281,11 +281,54 @@ class TestGaps:
         [
             {"suspended": 100.9},
             {"suspended": 100.0, "late": 29.0},
-            {"suspended": 100.0, "probe": replace(LATE, latency=11)},
+            {"suspended": 100.0, "probe": replace(LATE, latency=10.5)},
         ],
     )
     def test_ordinary_unpunctuality_is_none(self, no_gap: dict[str, object]) -> None:
         assert after_round(self.STATE, POLICY, at(5, LATE, **no_gap)).decision is Decision.RESTART
+
+    @pytest.mark.parametrize(
+        "late",
+        [
+            {"probe": replace(LATE, latency=10.51)},
+            {"probe": OK, "engine": EngineCheck(probe=replace(LATE, latency=12))},
+            {"probe": Probe(outcome=Outcome.UNFINISHED, latency=12), "engine": EngineCheck()},
+        ],
+    )
+    def test_a_time_out_that_our_own_loop_was_late_for_changes_nothing(self, late: dict[str, object]) -> None:
+        """The answer may have been there; what failed before failed in its own time."""
+        found = replace(Round(at=150, run="r", probe=OK, suspended=100.0), **late)  # type: ignore[arg-type]
+        verdict = after_round(self.STATE, ENGINE, found)
+        assert (verdict.state, verdict.decision, verdict.changes) == (self.STATE, Decision.NOTHING, ())
+        assert verdict.state.history[-1].meaning == "void"
+        assert after_round(verdict.state, ENGINE, at(6, BAD, suspended=100.0)).decision is Decision.RESTART
+
+    def test_an_answer_that_came_late_and_is_bad_counts(self) -> None:
+        """Only a time-out is one of ours: what is there to be read is the server's word."""
+        late = at(5, replace(BAD, latency=12), suspended=100.0)
+        assert after_round(self.STATE, POLICY, late).decision is Decision.RESTART
+
+    @pytest.mark.parametrize("gap", [{"suspended": 3000.0, "resumed": True}, {"suspended": 3000.0}, {"resumed": True}])
+    def test_a_resume_is_not_swallowed_by_a_round_that_could_not_ask(self, gap: dict[str, object]) -> None:
+        unasked = Probe(outcome=Outcome.UNASKED, reason="cortexd could not ask: Too many open files")
+        found = replace(Round(at=150, run="r", probe=unasked, suspended=100.0), **gap)  # type: ignore[arg-type]
+        verdict = after_round(self.STATE, POLICY, found)
+        assert (verdict.state.failures, verdict.changes) == (0, (Change.AFRESH,))
+        after = at(6, BAD, suspended=found.suspended)
+        assert rounds(POLICY, after, state=verdict.state).state.failures == 1
+
+    def test_rounds_that_tell_nothing_are_told_once(self) -> None:
+        """For whatever reason each; and again after one that told something."""
+        unasked = Probe(outcome=Outcome.UNASKED, reason="no descriptors")
+        told, state = [], rounds(POLICY, at(0, OK)).state
+        for number in range(1, 50):
+            probe = OK if number == 25 else [unasked, replace(LATE, latency=12), BAD][number % 3]
+            verdict = after_round(state, POLICY, at(number, probe, resumed=probe is BAD))
+            state = verdict.state
+            assert bool(verdict.void) == (number != 25) and Change.AFRESH not in verdict.changes
+            told += [(number, verdict.void)] * (Change.BLIND in verdict.changes)
+        stood_still = ", and the machine or cortexd stood still"
+        assert told == [(10, LATE.reason + stood_still), (35, BAD.reason + stood_still)]
 
     def test_an_answer_counts_all_the_same(self) -> None:
         verdict = after_round(self.STATE, POLICY, at(5, OK, suspended=5000.0))

@@ -221,6 +221,17 @@ async def test_a_unix_socket(prober: Prober, tmp_path: Path) -> None:
     path.write_text("a file")
     assert (await prober.probe(there, 10)).outcome is Outcome.REFUSED
     path.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        probe = await prober.probe(there, 10)
+        assert (probe.outcome, probe.reason) == (Outcome.REFUSED, "no connection: Protocol wrong type for socket")
+    path.unlink()
+    path.symlink_to(path)
+    probe = await prober.probe(there, 10)
+    assert (probe.outcome, probe.reason) == (Outcome.REFUSED, "no connection: Too many levels of symbolic links")
+    path.unlink()
+    probe = await prober.probe(replace(there, url=f"unix:{tmp_path}/{'x' * 120}"), 10)
+    assert (probe.outcome, probe.reason) == (Outcome.REFUSED, "no connection: AF_UNIX path too long")
     with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as first:
         full.bind(str(path))
         full.listen(0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import re
 import resource
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
@@ -13,11 +16,24 @@ import pytest
 
 from cortexd.app import raise_descriptors
 from cortexd.backends import BACKENDS
-from cortexd.health.policy import Decision, EngineCheck, HealthState, Outcome, Probe, Round, after_round
+from cortexd.health.monitor import Monitor, Watched
+from cortexd.health.policy import (
+    HISTORY,
+    Change,
+    Decision,
+    EngineCheck,
+    HealthState,
+    Outcome,
+    Probe,
+    Round,
+    Verdict,
+    after_round,
+)
 from cortexd.health.probe import Prober, Server
 from cortexd.kinds import looks_secret
 from cortexd.model import HealthPolicy
 from tests.health.servers import says, server
+from tests.support.wait import aio_until
 
 
 @pytest.fixture
@@ -41,6 +57,69 @@ async def test_without_descriptors_of_our_own_nobody_is_asked(limits: tuple[int,
     assert (probe.outcome, probe.reason) == (Outcome.UNASKED, "cortexd could not ask: Too many open files")
 
 
+@pytest.mark.parametrize(
+    ("number", "outcome"),
+    [
+        (errno.EADDRNOTAVAIL, Outcome.UNASKED),  # all ports in use
+        (errno.ENOBUFS, Outcome.UNASKED),
+        (errno.EAGAIN, Outcome.UNASKED),
+        (errno.ENETUNREACH, Outcome.REFUSED),
+        (errno.EPERM, Outcome.REFUSED),
+    ],
+)
+async def test_what_connect_says_for_want_of_our_own(
+    monkeypatch: pytest.MonkeyPatch, number: int, outcome: Outcome
+) -> None:
+    monkeypatch.setattr("socket.socket.connect_ex", lambda sock, name: number)
+    probe = await Prober().probe(Server("http://127.0.0.1:9", "/health"), 10)
+    assert probe.outcome is outcome and probe.reason.endswith(os.strerror(number))
+
+
+async def test_a_stall_of_our_own_is_not_the_servers_time_out() -> None:
+    """The server answers in time, and we come back to it long after that. One failure would be enough here."""
+    policy, verdicts = HealthPolicy(endpoint="/health", interval=2, timeout=0.2, max_failures=1), []  # type: ignore[var-annotated]
+    stalling, answered = threading.Event(), threading.Event()
+
+    def answer(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(4096)
+            stalling.wait(10)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        answered.set()
+
+    async def report(name: str, before: HealthState, verdict: Verdict) -> None:
+        verdicts.append(verdict)
+
+    async def current(listening: socket.socket) -> Server:
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.01, stall)
+        return Server(f"http://127.0.0.1:{listening.getsockname()[1]}", "/health")
+
+    def stall() -> None:
+        stalling.set()
+        answered.wait(10)
+        time.sleep(0.2 + 0.6)  # what is tested: our own loop stands still
+
+    async def cpu() -> int | None:
+        return None
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer, args=(listening,))
+        thread.start()
+        monitor = Monitor(Prober(), report)
+        monitor.watch(
+            Watched(
+                name="a", run="r", current=lambda: "r", policy=lambda: policy, server=lambda: current(listening), cpu=cpu
+            )
+        )  # fmt: skip
+        await aio_until(lambda: bool(verdicts), "a round")
+        await monitor.close()
+        thread.join()
+    (past,) = verdicts[0].state.history
+    assert (verdicts[0].decision, past.meaning, past.outcome) == (Decision.NOTHING, "void", Outcome.TIMEOUT)
+
+
 UNASKED = Probe(outcome=Outcome.UNASKED, reason="cortexd could not ask: Too many open files")
 
 
@@ -54,9 +133,10 @@ UNASKED = Probe(outcome=Outcome.UNASKED, reason="cortexd could not ask: Too many
 )
 def test_a_round_in_which_we_could_not_ask_changes_nothing(probe: Probe, engine: EngineCheck | None) -> None:
     state = HealthState(run="r", probed=True, failures=2, reason="no answer")
-    for at in range(10):
+    for at in range(20):
         verdict = after_round(state, HealthPolicy(), Round(at=at, run="r", probe=probe, engine=engine))
-        assert (verdict.state, verdict.decision, verdict.changes) == (state, Decision.NOTHING, ())
+        assert (verdict.state, verdict.decision) == (state, Decision.NOTHING)
+        assert verdict.changes == ((Change.BLIND,) if at == HISTORY - 1 else ()) and verdict.void == UNASKED.reason
         assert verdict.state.history[-1].meaning == "void"
         state = verdict.state
 

@@ -42,6 +42,8 @@ def test_a_server_on_a_unix_socket(cortex: Cortex) -> None:
     assert key and (asked(path, "/metrics"), asked(path, "/metrics", key), asked(path, "/health")) == (401, 200, 200)
     assert cortex.out("url", "local") == f"unix:{path}\n"
     assert f"curl --unix-socket {path} http://localhost/" in cortex.run("status", "local", check=False).stdout
+    (began,) = [event["Message"] for event in cortex.json("events", "local") if event["Kind"] == "run"]
+    assert began.startswith("run begins (process ")
     found = cortex.json("health", "local")[0]
     assert (found["Outcome"], found["Endpoint"]) == ("ok", f"--unix-socket {path} http://localhost/health")
 

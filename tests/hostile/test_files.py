@@ -121,7 +121,7 @@ class Kind:
 
 OURS = files.with_marker("[Service]\n" + "#" * 200 + "\n").encode()
 SECRETS = b'# revision 0123456789abcdef\nX_SECRET="value"\n'
-PROOFS = b'{"namespaces": true, "proofs": {}, "when": ""}\n'
+PROOFS = b'{"when": "", "namespaces": true, "left_out": [], "proofs": {}, "said": []}\n'
 A_FOLDER = {"folder": "fine"}
 REMADE = dict.fromkeys(
     ("truncated", "garbage", "link", "dangling link", "fifo", "folder", "closed", "another's"), "said"

@@ -44,7 +44,7 @@ async def test_kill(house: House, text: str, number: int) -> None:
     await house.manager.kill("a", text, "main", ME)
     assert house.asked("KillUnit") == [("KillUnit", unit, "main", str(number))]
     event = next(e for e in await house.events() if e.kind == "kill")
-    assert (event.message, event.actor) == (f"{signal.Signals(number).name} sent to main", "me[1]")
+    assert (event.message, event.actor) == (f"{signal.Signals(number).name} asked for, to main", "me[1]")
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ async def test_a_registration_that_fails_is_undone(house: House, monkeypatch: py
     before = everything(house)
     with monkeypatch.context() as patch:
         if where == "store":
-            patch.setattr(house.store._writer, "_one", fail(sqlite3.OperationalError("disk full")))
+            patch.setattr(house.store._writer, "write", fail(sqlite3.OperationalError("disk full")))
         elif where == "write":
             house.scope.unit_folder.chmod(0o500)
         elif where == "reload":
@@ -195,7 +195,7 @@ async def test_a_change_that_fails_is_undone(house: House, monkeypatch: pytest.M
     before = everything(house)
     with monkeypatch.context() as patch:
         if where == "store":
-            patch.setattr(house.store._writer, "_one", fail(sqlite3.OperationalError("disk full")))
+            patch.setattr(house.store._writer, "write", fail(sqlite3.OperationalError("disk full")))
         elif where == "write":
             house.scope.unit_folder.chmod(0o500)
         elif where == "reload":

@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from cortexd import recorder, restarts
 from cortexd.api.describe import probe_values
-from cortexd.errors import StoreFailed
+from cortexd.errors import StoreFailed, SystemdUnavailable
 from cortexd.events import Event
 from cortexd.health.policy import Outcome, Probe
+from cortexd.restarts import Restarts
 from cortexd.states import State
-from cortexd.store import Store
+from cortexd.store import EventQuery, Store
+from cortexd.systemd.jobs import Job
 from tests.manager.steps import fail
 from tests.manager.test_restarts import crash_loop, fail_again
 from tests.support.house import ME, House
@@ -31,11 +34,9 @@ async def test_a_start_that_failed_once_before_cortexd_was_up_is_not_undone(hous
     house.systemd.crash(unit)
     if again == "active":
         house.systemd.finish(unit)
-        house.systemd._units.run(unit)
-        house.systemd.change(unit, active_state="active", sub_state="running")
     await house.open()
     assert house.state() is (State.READY if again == "active" else State.RESTARTING)
-    assert house.unit().n_restarts == 1 and house.asked("StopUnit") == [("StopUnit", unit)]
+    assert house.unit().n_restarts == (again == "active") and house.asked("StopUnit") == [("StopUnit", unit)]
 
 
 async def test_a_stop_that_was_not_done_yet_is_done_by_the_next_daemon(house: House) -> None:
@@ -95,6 +96,135 @@ async def test_a_start_while_it_is_given_up_wins(house: House, monkeypatch: pyte
     kinds = await house.kinds()
     assert ("start" if by == "cortexctl" else "run") in kinds[kinds.index("gave-up") :]
     assert by == "cortexctl" or house.asked("StopUnit") == []
+
+
+# What is not done at once
+
+
+async def refuses(house: House, monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
+    """Has StopUnit fail so often; returns those that were asked for."""
+    asked, stop = list[str](), house.systemd.stop_unit
+
+    async def stop_unit(unit: str) -> Job:
+        asked.append(unit)
+        if len(asked) <= times:
+            raise SystemdUnavailable("systemd did not answer in time")
+        return await stop(unit)
+
+    monkeypatch.setattr(house.systemd, "stop_unit", stop_unit)
+    return asked
+
+
+async def test_a_stop_that_systemd_refused_is_tried_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarts, "_RETRY_SECONDS", 0.02)
+    asked = await refuses(house, monkeypatch, 2)
+    await crash_loop(house, 3)
+    await house.until_event("stays-stopped")
+    assert len(asked) == 3 and house.state() is State.FAILED and (await house.kinds()).count("gave-up") == 1
+
+
+async def test_a_run_that_systemd_began_while_it_refused_is_stopped(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is nobody's asking: it is told, and tries again without waiting."""
+    monkeypatch.setattr(restarts, "_RETRY_SECONDS", 600.0)
+    asked = await refuses(house, monkeypatch, 1)
+    unit = await crash_loop(house, 3)
+    await house.until_event("gave-up")
+    await aio_until(lambda: len(asked) == 1, "the refusal")
+    assert house.manager.view("a").model.ending.by != "gave-up"
+    house.systemd.finish(unit)
+    await house.until(State.READY)
+    house.systemd.crash(unit)
+    await house.until_event("stays-stopped")
+    assert len(asked) == 2 and (await house.kinds()).count("ended") == 4
+
+
+async def test_a_person_who_starts_it_while_systemd_refused_has_it_run(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "_RETRY_SECONDS", 0.05)
+    asked = await refuses(house, monkeypatch, 1)
+    await crash_loop(house, 3)
+    await house.until_event("gave-up")
+    await aio_until(lambda: len(asked) == 1, "the refusal")
+    await (await house.start()).wait()
+    await asyncio.sleep(0.1)  # the retry's time comes and goes
+    await house.events()
+    assert house.state() is State.READY and len(asked) == 1
+
+
+@pytest.mark.parametrize("pause", [True, False])
+async def test_a_budget_of_one_is_spent_by_the_first_failure(
+    house: House, monkeypatch: pytest.MonkeyPatch, pause: bool
+) -> None:
+    """systemd has not counted its restart in the pause before it; the next run may be there before we decide."""
+    unit = await house.running(max_restarts=1, Restart="always")
+    house.systemd.behave(unit, restart=True)
+    add, go_on = Store.add_event, asyncio.Event()
+
+    async def slowly(store: Store, event: Event) -> None:
+        if event.kind == "ended":
+            await go_on.wait()
+        await add(store, event)
+
+    monkeypatch.setattr(Store, "add_event", slowly)
+    house.systemd.crash(unit)
+    await house.until(State.RESTARTING)
+    assert house.unit().n_restarts == 0
+    if not pause:
+        house.systemd.finish(unit)
+    go_on.set()
+    await house.until_event("stays-stopped")
+    assert house.state() is State.FAILED
+
+
+async def dies_before_it_decides(house: House, monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    """The daemon ends when the event of a failed run is written, and nothing is done about it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Restarts, "failed", lambda *_: asyncio.Event().wait())
+        patch.setattr(recorder, "_WRITE_SECONDS", 0.01)
+        house.systemd.crash(unit)
+        async with asyncio.timeout(10):
+            while len(await house.store.events(EventQuery(models=["a"], kinds=["ended"], limit=9))) < 3:
+                await asyncio.sleep(0.005)
+        await house.close()
+
+
+@pytest.mark.parametrize("now", ["pause", "run", "stable run", "systemctl restart"])
+async def test_a_budget_that_was_spent_when_the_daemon_died_is_acted_on_by_the_next(
+    house: House, monkeypatch: pytest.MonkeyPatch, now: str
+) -> None:
+    """But for a run that went well meanwhile, and one of a person's."""
+    unit = await crash_loop(house, 2)
+    house.systemd.finish(unit)
+    await house.until(State.READY)
+    await house.events()
+    await dies_before_it_decides(house, monkeypatch, unit)
+    if now != "pause":
+        house.systemd.finish(unit)
+    if now == "stable run":
+        house.systemd.change(unit, active_enter=house.unit().active_enter - 601_000_000)
+    if now == "systemctl restart":
+        house.systemd._units.run(unit)
+        house.systemd.change(unit, active_state="active", sub_state="running", n_restarts=0)
+    await house.open()
+    if now in ("pause", "run"):
+        await house.until_event("stays-stopped")
+        assert house.state() is State.FAILED
+    else:
+        await house.events()
+        assert house.state() is State.READY and house.asked("StopUnit") == []
+
+
+async def test_a_smaller_budget_does_not_end_a_run_that_was_let_go_on(house: House) -> None:
+    unit = await crash_loop(house, 2)
+    house.systemd.finish(unit)
+    await house.until_event("ready")
+    await house.manager.set("a", {"max_restarts": "1"}, ME)
+    await house.close()
+    await house.open()
+    assert house.state() is State.READY and house.asked("StopUnit") == []
 
 
 # systemd's own limit

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from cortexd.events import Priority
+import pytest
+
+from cortexd.events import Ending, Priority
 from cortexd.health.policy import Change, Decision, HealthState, Outcome, Verdict
 from cortexd.states import State
+from cortexd.systemd.jobs import Job
 from tests.manager.steps import (
     QUICK,
     sick,
@@ -69,9 +72,49 @@ async def test_a_run_that_is_over_is_not_killed(house: House) -> None:
     verdict = Verdict(condemned, Decision.RESTART, (Change.CONDEMNED,))
     await house.manager._observer.liveness.judged("a", HealthState(run=condemned.run), verdict)
     assert house.asked("Kill") == []
+    model.ending = Ending()  # whoever ended it, it was not us
     await house.manager._observer.liveness.condemn(model, condemned)
     assert house.asked("Kill") == [("Kill", condemned.run, "9")]
     assert house.unit().invocation_id == run and house.state() is State.READY
+
+
+async def test_a_stop_that_is_under_way_comes_before_a_verdict(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    await house.running(max_restarts=1, Restart="always")
+    model = house.manager.view("a").model
+    condemned = HealthState(run=house.unit().invocation_id, failures=3, reason="no answer")
+    stop_unit, asked, go_on = house.systemd.stop_unit, asyncio.Event(), asyncio.Event()
+
+    async def slowly(unit: str) -> Job:
+        asked.set()
+        await go_on.wait()
+        return await stop_unit(unit)
+
+    monkeypatch.setattr(house.systemd, "stop_unit", slowly)
+    stop = await house.stop()
+    await asked.wait()
+    verdict = Verdict(condemned, Decision.RESTART, (Change.CONDEMNED,))
+    await house.manager._observer.liveness.judged("a", HealthState(run=condemned.run), verdict)
+    go_on.set()
+    assert await stop.wait() == []
+    assert house.state() is State.STOPPED and house.asked("Kill") == [] and model.budget.failed == 0
+    assert (await house.kinds())[4:] == ["stop", "stopped"]
+
+
+@pytest.mark.parametrize(("restart", "killed"), [("no", False), ("on-success", False), ("on-abort", True)])
+async def test_the_units_own_restart_decides(house: House, restart: str, killed: bool) -> None:
+    """A drop-in of the user's says more than the settings."""
+    unit, run = await sick(house, health__max_failures=1000, Restart="always")
+    drop_in = house.scope.unit_folder / f"{unit}.d" / "mine.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(f"[Service]\nRestart={restart}\n")
+    await house.systemd.reload()
+    await house.manager.set("a", {"health.max_failures": "2"}, ME)
+    event = await house.until_event("health-restart" if killed else "unhealthy")
+    assert event.message.endswith("systemd starts it again" if killed else f"not restarted, since Restart={restart}")
+    if killed:
+        await aio_until(lambda: house.asked("Kill") == [("Kill", run, "9")], "the kill")
+    else:
+        assert house.asked("Kill") == []
 
 
 async def test_health_is_asked_of_what_is_ready_and_wanted_only(house: House) -> None:

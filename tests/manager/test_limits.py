@@ -12,6 +12,7 @@ from cortexd.errors import SystemdUnavailable, UnitFailed
 from cortexd.kinds import GIB
 from cortexd.limits import LIMITS, left_by_us, properties
 from cortexd.states import State
+from cortexd.store import Intent
 from cortexd.systemd.protocol import Group, UnitLimits, UnitUsage
 from tests.manager.steps import fail
 from tests.support.house import ME, House
@@ -133,6 +134,8 @@ async def test_an_error_after_systemd_took_them_takes_them_back(house: House, mo
 async def test_what_a_killed_daemon_left_is_deleted_by_the_next(house: House) -> None:
     unit = await house.running(memory="32G")
     limits = house.manager.view("a").model.spec.limits
+    made = {limit.directive: value for limit, value in properties(limits).items()}
+    await house.store.begin(Intent(model="a", kind=live.KIND, details={"made": made}))
     await house.close()
     await house.systemd.set_properties(unit, {limit.bus_property: n for limit, n in properties(limits).items()})
     assert len(house.unit().drop_in_paths) == len(LIMITS)
@@ -141,6 +144,22 @@ async def test_what_a_killed_daemon_left_is_deleted_by_the_next(house: House) ->
     await house.open()
     assert house.unit().drop_in_paths == (str(theirs),) and [*control(house).iterdir()] == [theirs]
     assert not house.manager.view("a").model.outdated
+
+
+@pytest.mark.parametrize("read", [True, False])
+async def test_what_the_user_set_to_the_very_same_stays(house: House, read: bool) -> None:
+    """As `systemctl set-property` leaves it, byte for byte, whether systemd has read it or not."""
+    await house.running(memory="32G")
+    control(house).mkdir(parents=True)
+    theirs = control(house) / "50-MemoryMax.conf"
+    theirs.write_text(left_by_us(MEMORY, 32 * GIB)[1])
+    if read:
+        await house.systemd.reload()
+    await change(house, TasksMax="600")
+    await house.close()
+    await house.open()
+    assert [*control(house).iterdir()] == [theirs] and theirs.read_text() == left_by_us(MEMORY, 32 * GIB)[1]
+    assert await house.store.unfinished() == []
 
 
 async def test_limits_that_a_killed_daemon_had_only_written_are_brought_to_the_unit(house: House) -> None:

@@ -94,18 +94,15 @@ async def test_a_dead_mount_does_not_hold_up_a_look_at_a_model(
 
 
 async def test_a_registration_cancelled_while_it_is_written_leaves_no_model_without_its_key(house: House) -> None:
-    connection = house.store._connection
-    execute = connection.execute
+    loop = asyncio.get_running_loop()
 
-    def cancelled(sql: str, *values: Any) -> Any:
+    def cancel(sql: str) -> None:
         if sql == "COMMIT":
-            connection.execute = execute  # type: ignore[method-assign]
-            asyncio.get_running_loop().call_soon(task.cancel)
-        return execute(sql, *values)
+            loop.call_soon_threadsafe(task.cancel)
 
     given = {"backend": "llamacpp", "path": str(house.gguf), "exec": str(house.server), "gpus": "none"}
+    await house.store._connection.run(lambda connection: connection.set_trace_callback(cancel))
     task = asyncio.create_task(house.manager.register("a", given, ME, api_key=True))
-    connection.execute = cancelled  # type: ignore[method-assign]
     with suppress(asyncio.CancelledError):
         await task
     assert task.cancelled()

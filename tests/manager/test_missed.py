@@ -128,17 +128,111 @@ async def test_ends_that_were_seen_are_not_told_again(house: House, journalctl: 
 
 
 async def test_a_run_that_was_to_be_restarted_is_no_failure(house: House, journalctl: Path) -> None:
-    unit = await house.running()
-    run = house.unit().invocation_id
+    unit = await house.register()
     house.systemd.behave(unit, start="hang", stop="hang")
+    await house.start()
+    run = house.unit().invocation_id
     await house.restart()
     await house.events()
     await house.close()
     told = Journal(journalctl, unit)
     told.say(What.FAILED, run, time.time() + 1, "timeout")
-    now_runs(house, unit, 1)
+    now_runs(house, unit, 0)
     await house.open()
     assert "ended" not in await house.kinds()
+
+
+async def ends(house: House) -> list[tuple[str, str]]:
+    return [(e.invocation_id, e.message) for e in await house.events() if e.kind == "ended"]
+
+
+async def test_what_was_restarted_before_a_person_started_it_is_told(house: House, journalctl: Path) -> None:
+    """systemd's count begins anew with that start."""
+    unit = await house.running()
+    run, now = house.unit().invocation_id, time.time() + 1
+    await house.events()
+    await house.close()
+    told = Journal(journalctl, unit)
+    told.say(What.FAILED, run, now)
+    told.say(What.AGAIN, run, now)
+    told.run("e" * 32, now + 1, now + 2, now + 3)
+    now_runs(house, unit, 0)
+    await house.open()
+    restarted = "restarted while unobserved: it ended with the result 'signal'"
+    assert await ends(house) == [(run, restarted), ("e" * 32, restarted)]
+    assert [e.details.get("restart") for e in await house.events() if e.kind == "run"] == [False, True, False]
+    assert house.manager.view("a").model.budget.failed == 0
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_flood_that_leaves_failures_alone_hides_no_run(house: House, journalctl: Path, lost: bool) -> None:
+    """journald drops what is of no importance first: that a run begins, is ready, is started again. `lost`: one failure, too."""
+    unit = await house.running()
+    run, now = house.unit().invocation_id, time.time() + 1
+    await house.events()
+    await house.close()
+    told = Journal(journalctl, unit)
+    told.say(What.FAILED, run, now)
+    told.say(What.FAILED, "e" * 32, now + 2)
+    told.say(What.FAILED, "d" * 32, now + 4)
+    now_runs(house, unit, 3 + lost)
+    await house.open()
+    restarted = "restarted while unobserved: it ended with the result 'signal'"
+    rest = [("", "restarted while unobserved: once, and the journal does not tell why")]
+    assert await ends(house) == [(run, restarted), ("e" * 32, restarted), ("d" * 32, restarted), *rest * lost]
+    assert house.manager.view("a").model.budget.failed == 3 + lost
+    assert (await house.kinds()).count("run") == 4 and house.state() is State.READY
+    await house.close()
+    await house.open()
+    assert len(await ends(house)) == 3 + lost, "once"
+
+
+async def test_runs_of_which_only_the_end_is_known_clear_nothing(house: House, journalctl: Path) -> None:
+    """Nobody knows who began them."""
+    unit = await crash_loop(house, 1, max_restarts=10)
+    now = time.time() + 1
+    await house.events()
+    await house.close()
+    told = Journal(journalctl, unit)
+    told.say(What.FAILED, "e" * 32, now)
+    told.say(What.FAILED, "d" * 32, now + 1)
+    house.systemd.change(unit, n_restarts=0)
+    house.systemd.finish(unit)
+    await house.open()
+    assert house.manager.view("a").model.budget.failed == 3
+
+
+async def test_a_line_that_journald_got_late_begins_no_run_anew(house: House, journalctl: Path) -> None:
+    """Of a run whose end was seen and told."""
+    unit = await crash_loop(house, 1, max_restarts=10)
+    seen = house.unit().invocation_id
+    house.systemd.finish(unit)
+    await house.until_event("ready")
+    last, now = house.unit().invocation_id, time.time() + 1
+    await house.events()
+    await house.close()
+    told = Journal(journalctl, unit)
+    for run in (seen, last):
+        told.say(What.FAILED, run, now)
+        told.say(What.AGAIN, run, now)
+    now_runs(house, unit, 2)
+    await house.open()
+    assert [run for run, _ in await ends(house)] == [seen, last]
+    assert (await house.kinds()).count("run") == 3
+
+
+async def test_what_failed_to_stop_when_it_was_to_has_not_failed_by_itself(house: House, journalctl: Path) -> None:
+    """systemctl stop, then start; systemd says both that it failed and that it is stopped."""
+    unit = await house.running()
+    run, now = house.unit().invocation_id, time.time() + 1
+    await house.events()
+    await house.close()
+    told = Journal(journalctl, unit)
+    told.say(What.FAILED, run, now, "timeout")
+    told.say(What.STOPPED, run, now)
+    now_runs(house, unit, 0)
+    await house.open()
+    assert (await house.kinds())[-2:] == ["stopped", "run"] and await ends(house) == []
 
 
 @pytest.mark.parametrize(
@@ -236,6 +330,23 @@ async def test_no_restart_is_told_where_a_run_ended_that_was_seen(house: House, 
     now_runs(house, unit, 1)
     await house.open()
     assert (await house.kinds())[-2:] == ["ended", "run"]
+
+
+async def test_a_run_that_hung_until_it_was_killed_was_not_stable(house: House, journalctl: Path) -> None:
+    """And the daemon that killed it died with it."""
+    unit = await crash_loop(house, 1, max_restarts=10)
+    house.systemd.finish(unit)
+    await house.until_event("ready")
+    run, now = house.unit().invocation_id, time.time() + 1
+    house.manager._observer.recorder.tell(house.manager.view("a").model, "health-restart", "hung")
+    await house.events()
+    await house.close()
+    told = Journal(journalctl, unit)
+    told.say(What.FAILED, run, now + 671)
+    told.say(What.AGAIN, run, now + 672)
+    now_runs(house, unit, 2)
+    await house.open()
+    assert "stable" not in await house.kinds() and house.manager.view("a").model.budget.failed == 2
 
 
 @pytest.mark.parametrize("jump", [86400, -86400])

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from cortexd import observer
 from cortexd.events import Priority
+from cortexd.health.policy import HealthState, Outcome, Past, Verdict
 from cortexd.states import State
 from cortexd.units.render import restart_pause
 from tests.support.house import ME, House
@@ -142,7 +144,7 @@ async def stable_run(house: House, unit: str, seconds: float = 0) -> None:
 
 async def test_a_stable_run_clears_it_and_systemds_count(house: House) -> None:
     """By systemd's count the pause before a restart grows."""
-    unit = await crash_loop(house, 2)
+    unit = await crash_loop(house, 2, health__enabled="no")
     await stable_run(house, unit, 599)
     assert house.unit().n_restarts == 2 and house.manager.view("a").model.budget.failed == 2
     asked = len(house.asked("ResetFailedUnit"))
@@ -156,12 +158,59 @@ async def test_a_stable_run_clears_it_and_systemds_count(house: House) -> None:
     assert house.state() is State.RESTARTING, "two of three"
 
 
+async def judged(house: House, meaning: str, **found: Any) -> None:
+    """A round of probes came to this."""
+    model = house.manager.view("a").model
+    past = Past(0, "http", Outcome.OK if meaning == "ok" else Outcome.TIMEOUT, 0, meaning)
+    state = HealthState(run=house.unit().invocation_id, probed=True, history=(past,), **found)
+    await house.manager._observer.liveness.judged("a", model.health, Verdict(state))
+    await house.until(State.READY if meaning in ("ok", "void") else State.BUSY if "busy" in found else State.DEGRADED)
+
+
+DEGRADED: Any = {"meaning": "failed", "failures": 1}
+EXCUSED: Any = {"meaning": "busy", "busy": True, "excused_since": 1.0}
+ALIVE: Any = {"meaning": "busy", "busy": True}
+VOID: Any = {"meaning": "void"}
+
+
+@pytest.mark.parametrize("found", [DEGRADED, EXCUSED, ALIVE, VOID])
+async def test_a_run_that_is_probed_is_stable_by_being_well_so_long(house: House, found: Any) -> None:
+    """Not as long as it is only excused, nor as soon as that is over; one that is busy and generates is well."""
+    unit = await crash_loop(house, 1)
+    house.prober.outcome = Outcome.UNASKED
+    await stable_run(house, unit, 601)
+    await judged(house, **found)
+    await house.events()
+    assert ("stable" in await house.kinds()) == (found is ALIVE)
+    if found in (DEGRADED, EXCUSED):
+        await judged(house, "ok")
+        await house.events()
+        assert "stable" not in await house.kinds()
+        unwell = house.manager._observer._restarts._unwell
+        unwell["a"] = (house.unit().invocation_id, unwell["a"][1] - 600)
+    await judged(house, "ok")
+    await house.until_event("stable")
+    await aio_until(lambda: house.unit().n_restarts == 0, "systemd's count")
+
+
+async def test_runs_that_hang_excused_for_longer_than_a_run_needs_to_be_stable_spend_it(house: House) -> None:
+    unit = await crash_loop(house, 1)
+    house.prober.outcome = Outcome.UNASKED
+    for _ in range(2):
+        await stable_run(house, unit, 601)
+        await judged(house, **EXCUSED)
+        await house.events()
+        house.systemd.crash(unit)
+    await house.until(State.FAILED)
+    assert "stable" not in await house.kinds()
+
+
 async def test_a_run_without_failures_before_it_leaves_no_trace_of_being_stable(house: House) -> None:
     unit = await house.running(stable_after_seconds=1)
     asked = len(house.asked("ResetFailedUnit"))
     house.systemd.change(unit, active_enter=house.unit().active_enter - 10_000_000)
     await house.events()
-    assert not house.manager._observer._restarts._ripening
+    assert not house.manager._observer._restarts._timers
     assert "stable" not in await house.kinds() and len(house.asked("ResetFailedUnit")) == asked
 
 
@@ -177,13 +226,15 @@ async def test_clocks_that_are_set_change_nothing(house: House, monkeypatch: pyt
     assert "stable" not in await house.kinds()
 
 
-@pytest.mark.parametrize(("seconds", "stable"), [(599, False), (601, True)])
+@pytest.mark.parametrize(("seconds", "condemned", "stable"), [(599, "", False), (601, "", True), (671, "hung", False)])
 async def test_how_long_a_run_was_ready_that_ended_while_nobody_looked(
-    house: House, seconds: float, stable: bool
+    house: House, seconds: float, condemned: str, stable: bool
 ) -> None:
     """systemd knows, by a clock that nobody sets."""
     unit = await crash_loop(house, 2)
     await stable_run(house, unit)
+    if condemned:  # and the daemon dies before it sees that it is dead
+        house.manager._observer.recorder.tell(house.manager.view("a").model, "health-restart", condemned)
     await house.events()
     await house.close()
     house.systemd.crash(unit)
@@ -206,3 +257,47 @@ def test_a_pause_grows_as_systemd_has_it() -> None:
     assert [restart_pause(10, n, 257) for n in (0, 5, 100)] == [10, 300, 300]
     assert {restart_pause(seconds, 3, 257) for seconds in (300, 400)} == {300, 400}
     assert restart_pause(0, 3, 257) == 0 and restart_pause(10, 3, 253) == 10
+
+
+async def test_an_end_is_told_though_somebody_starts_it_at_once(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is clear that systemd does not."""
+    monkeypatch.setattr(observer, "_SETTLE_SECONDS", 600.0)
+    unit = await house.running(Restart="no")
+    run = house.unit().invocation_id
+    house.systemd.crash(unit, status=11)
+    await (await house.systemd.start_unit(unit)).wait(5)
+    failed = await house.until_event("failed")
+    assert failed.invocation_id == run and "SIGSEGV" in failed.message
+    assert (await house.kinds())[-3:] == ["failed", "run", "ready"]
+
+
+async def test_an_end_is_told_though_it_is_started_with_cortexctl_at_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has systemd forget the failure first."""
+    monkeypatch.setattr(observer, "_SETTLE_SECONDS", 600.0)
+    unit = await house.running(Restart="no")
+    run = house.unit().invocation_id
+    house.systemd.crash(unit, status=11)
+    await (await house.start()).wait()
+    failed = await house.until_event("failed")
+    assert failed.invocation_id == run and (await house.kinds()).count("ended") == 0
+    assert house.state() is State.READY
+
+
+@pytest.mark.parametrize("passed", ["failed", "inactive"])
+async def test_what_systemd_passes_through_on_its_way_to_a_restart_is_no_end_of_its_own(
+    house: House, monkeypatch: pytest.MonkeyPatch, passed: str
+) -> None:
+    """As 252 does: failed before the pause; inactive with a job after it."""
+    monkeypatch.setattr(observer, "_SETTLE_SECONDS", 600.0)
+    unit = await house.running(Restart="always", max_restarts=10)
+    house.systemd.behave(unit, restart=True)
+    house.systemd.crash(unit)
+    await house.until_event("ended")
+    house.systemd.change(unit, n_restarts=1, job=7)
+    house.systemd.change(unit, active_state=passed, sub_state="dead")
+    house.systemd._units.run(unit)
+    house.systemd.change(unit, active_state="active", sub_state="running", job=0)
+    await house.until(State.READY)
+    assert (await house.kinds())[-4:] == ["ready", "ended", "run", "ready"]

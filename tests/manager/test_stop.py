@@ -91,6 +91,32 @@ async def test_the_exit_status_of_a_server_that_was_interrupted_while_it_loaded(
     assert last.kind == ("stop-unclean" if warnings else "stopped") and last.invocation_id
 
 
+async def test_a_stop_that_hangs_and_is_helped_with_kill_is_still_a_stop(house: House) -> None:
+    unit = await house.running(max_restarts=1, Restart="always")
+    house.systemd.behave(unit, stop="hang")
+    job = await house.stop()
+    await house.until(State.STOPPING)
+    await aio_until(lambda: house.systemd._units.unit(unit).job, "systemd's job")
+    await house.manager.kill("a", "KILL", "all", ME)
+    assert await job.wait() == ["it did not end cleanly: the server was killed by SIGKILL"]
+    assert house.state() is State.STOPPED
+    kinds = await house.kinds()
+    assert kinds[4:6] == ["stop", "kill"] and {"failed", "ended", "gave-up"}.isdisjoint(kinds)
+    assert not any(event.message.startswith("stopped by systemd") for event in await house.events())
+    assert house.manager.view("a").model.budget.failed == 0
+    assert (await house.manager.why("a")).cause == "stopped"
+
+
+async def test_an_unclean_end_that_two_stops_asked_for_is_told_once(house: House) -> None:
+    unit = await house.running()
+    house.systemd.behave(unit, stop="hang")
+    jobs = [await house.stop(), await house.stop()]
+    await aio_until(lambda: len(house.asked("StopUnit")) == len(jobs), "both")
+    house.systemd.finish(unit, "failed")
+    assert [await job.wait() for job in jobs] == [["it did not end within 20 s and was killed"]] * 2
+    assert (await house.kinds())[4:] == ["stop", "stop", "stop-unclean"]
+
+
 async def test_a_stop_that_a_start_supersedes(house: House) -> None:
     unit = await house.running()
     house.systemd.behave(unit, stop="hang")
@@ -133,9 +159,18 @@ async def test_cancelling_a_start_stops_the_model(house: House, clean: bool) -> 
 async def test_a_server_that_ends_by_itself(house: House) -> None:
     unit = await house.running()
     house.systemd.crash(unit, code=1, status=0)
-    event = await house.until_event("ended")
-    assert (event.message, event.priority) == ("stopped, or ended by itself with status 0", Priority.INFO)
-    assert house.state() is State.STOPPED
+    event = await house.until_event("exited")
+    assert event.message == "the server ended by itself with status 0; not restarted (Restart=on-failure)"
+    assert event.priority is Priority.WARNING
+    assert (house.state(), house.reason()) == (State.STOPPED, event.message)
+    assert house.manager.view("a").model.budget.failed == 0
+    await house.close()
+    await house.open()
+    assert (house.state(), house.reason()) == (State.STOPPED, event.message)
+    assert (await house.kinds()).count("exited") == 1
+    await (await house.start()).wait()
+    await (await house.stop()).wait()
+    assert (house.state(), house.reason()) == (State.STOPPED, "")
 
 
 async def test_a_server_that_somebody_else_kills(house: House) -> None:
@@ -169,6 +204,19 @@ async def test_restart_of_what_is_starting_stops_it_first(house: House) -> None:
     await (await house.restart()).wait()
     assert house.asked("StopUnit", "RestartUnit") == [("StopUnit", unit)]
     assert house.state() is State.READY and house.unit().invocation_id != first
+
+
+async def test_such_a_restart_goes_on_where_kill_helps_it(house: House) -> None:
+    unit = await house.register()
+    await starting(house, unit)
+    first = house.unit().invocation_id
+    house.systemd.behave(unit, stop="hang")
+    restart = await house.restart()
+    await house.until(State.STOPPING)
+    await house.manager.kill("a", "KILL", "all", ME)
+    await restart.wait()
+    assert house.state() is State.READY and house.unit().invocation_id != first
+    assert "failed" not in await house.kinds()
 
 
 async def test_a_stop_during_such_a_restart_is_the_last_word(house: House) -> None:

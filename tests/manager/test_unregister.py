@@ -67,7 +67,7 @@ async def test_a_removal_that_fails_leaves_the_model(house: House, monkeypatch: 
         elif where == "file":
             house.scope.unit_folder.chmod(0o500)
         else:
-            patch.setattr(house.store._writer, "_one", fail(sqlite3.OperationalError("disk full")))
+            patch.setattr(house.store._writer, "write", fail(sqlite3.OperationalError("disk full")))
         with pytest.raises(JobFailed):
             await (await house.unregister()).wait()
         house.scope.unit_folder.chmod(0o700)

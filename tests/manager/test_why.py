@@ -15,6 +15,7 @@ from cortexd.events import Event, Priority
 from cortexd.names import unit_name
 from cortexd.runlog import RunLine, RunLog
 from cortexd.states import BY_SYSTEMD, State
+from cortexd.store import Store
 from cortexd.systemd.memory import MemoryEvents
 from tests.manager.steps import again, fail, journal_of, sick
 from tests.support.house import EMPTY_GGUF, ME, House
@@ -257,6 +258,42 @@ async def test_a_database_that_fails_costs_the_cause_alone(house: House, monkeyp
     house.systemd.crash(unit)
     await house.until(State.FAILED)
     assert house.reason() == "the server was killed by SIGKILL"
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_full_disk_costs_the_log_and_not_the_cause(
+    house: House, journalctl: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """And where it costs the cause, no other model's."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def killed(*_: object) -> None:
+        pass
+
+    journalctl.write_text(LOG)
+    with monkeypatch.context() as dying:
+        dying.setattr(diagnoser.Diagnoser, "ended", killed)
+        for name in ("a", "b"):
+            unit = await house.running(name)
+            house.systemd.crash(unit)
+            await house.until_event("failed", name)
+        await house.close()
+    add_event = Store.add_event
+
+    async def refuses(store: Store, event: Event) -> None:
+        if lost and (event.model, event.kind) == ("a", "cause"):
+            raise StoreFailed("the disk is full")
+        await add_event(store, event)
+
+    monkeypatch.setattr(Store, "add_event", refuses)
+    monkeypatch.setattr(runlog, "save", full)
+    await house.open()
+    (catching_up,) = house.manager._observer._tasks
+    await catching_up
+    found = {name: [e.details["cause"] for e in await house.events(name) if e.kind == "cause"] for name in ("a", "b")}
+    assert found == {"a": [] if lost else ["killed"], "b": ["killed"]}
 
 
 async def test_few_runs_are_remembered(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

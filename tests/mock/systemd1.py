@@ -7,7 +7,7 @@ that refuses, and one that tells nothing to those who did not subscribe. Loaded 
     python3 -m dbusmock --session --template tests/mock/systemd1.py --parameters '{"folder": "/where/unit/files/are"}'
 
 Runs in a process of its own with whatever Python has dbusmock; needs dbus-python alone. Driven through the methods of
-SCRIPT_IFACE: Behave, Finish, Crash, Refuse.
+SCRIPT_IFACE: Behave, Finish, Crash, Refuse, Keep, Restore.
 """
 
 import json
@@ -58,7 +58,9 @@ def load(mock, parameters):
     mock.subscribers = set()
     mock.units = {}
     mock.refusals = {}
-    mock.AddProperties(MAIN_IFACE, {"Version": "252.39 (mock)"})
+    mock.AddProperties(
+        MAIN_IFACE, {"Version": "252.39 (mock)", "UnitPath": dbus.Array([str(mock.folder)], signature="s")}
+    )
 
 
 # -- units
@@ -72,7 +74,6 @@ class Unit:
         self.path = dbus.ObjectPath(f"{MAIN_OBJ}/unit/{label}")
         self.loaded = False
         self.text = ""
-        self.enabled = False
         self.behaviour = {}
         self.job = None
         code = "objects['{}'].units['{}'].{}"
@@ -102,6 +103,7 @@ class Unit:
                 "Result": "success",
                 "MainPID": dbus.UInt32(0),
                 "NRestarts": dbus.UInt32(0),
+                "Restart": "no",
                 "ExecMainCode": dbus.Int32(0),
                 "ExecMainStatus": dbus.Int32(0),
                 "ExecMainStartTimestamp": dbus.UInt64(0),
@@ -131,6 +133,19 @@ class Unit:
                     "org.freedesktop.DBus.Properties", "PropertiesChanged", "sa{sv}as", [interface, values, []]
                 )
 
+    @property
+    def enabled(self):
+        return (self.mock.folder / "default.target.wants" / self.name).is_symlink()
+
+    @enabled.setter
+    def enabled(self, wanted):
+        link = self.mock.folder / "default.target.wants" / self.name
+        if wanted and not self.enabled:
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(self.mock.folder / self.name)
+        elif not wanted:
+            link.unlink(missing_ok=True)
+
     def read_file(self):
         path = self.mock.folder / self.name
         self.text = text(path)
@@ -141,6 +156,9 @@ class Unit:
             UnitFileState=self.file_state(),
             NeedDaemonReload=False,
         )
+        texts = [self.text, *(text(Path(path)) for path in self.drop_ins())]
+        lines = [line for line in "\n".join(texts).splitlines() if line.startswith("Restart=")]
+        self.object.props[SERVICE_IFACE]["Restart"] = lines[-1].partition("=")[2] if lines else "no"
 
     def drop_ins(self):
         found = [path for folder in (self.mock.folder, self.mock.control) for path in folder.glob(f"{self.name}.d/*")]
@@ -193,7 +211,7 @@ class Unit:
         if self.job:
             self.job.remove("failed")
         if self.behaviour.get("restart") and not clean:
-            self.change(ActiveState="activating", SubState="auto-restart", NRestarts=dbus.UInt32(self["NRestarts"] + 1))
+            self.change(ActiveState="activating", SubState="auto-restart")
         self.unload()
 
     def kill(self, whom, signal):
@@ -202,6 +220,16 @@ class Unit:
                 raise failure("NoSuchProcess", "No matching processes to kill")
         elif signal in (9, 15):
             self.crash(2, signal)
+
+    def kept(self):
+        """All that may change, but for files."""
+        props = {interface: dict(values) for interface, values in self.object.props.items()}
+        return {name: getattr(self, name) for name in ("loaded", "text", "behaviour", "job")}, props
+
+    def restore(self, fields, props):
+        self.__dict__.update(fields)
+        for interface, values in props.items():
+            self.object.props[interface].update(values)
 
 
 def text(path):
@@ -372,6 +400,9 @@ def GetUnitByInvocationID(self, invocation_id):
 
 @dbus.service.method(MAIN_IFACE, in_signature="asas", out_signature="a(ssssssouso)")
 def ListUnitsByPatterns(self, states, patterns):
+    for known in self.units.values():
+        if known.loaded:
+            known.load()  # NeedDaemonReload, which systemd works out whenever it is asked for
     rows = [
         (
             u.name,
@@ -389,17 +420,6 @@ def ListUnitsByPatterns(self, states, patterns):
         if u.loaded
     ]
     return dbus.Array(rows, signature="(ssssssouso)")
-
-
-@dbus.service.method(MAIN_IFACE, in_signature="asas", out_signature="a(ss)")
-def ListUnitFilesByPatterns(self, states, patterns):
-    names = sorted(path.name for path in self.folder.glob("*.service"))
-    for name in names:
-        known = unit(self, name, load=False)
-        if not known.loaded:
-            known.read_file()
-    rows = [(str(self.folder / name), unit(self, name, load=False).file_state()) for name in names]
-    return dbus.Array(rows, signature="(ss)")
 
 
 @dbus.service.method(MAIN_IFACE, in_signature="s", out_signature="s")
@@ -491,6 +511,7 @@ def Finish(self, name, outcome):
     if known.job:
         known.job.finish(outcome)
     else:
+        known.change(NRestarts=dbus.UInt32(known["NRestarts"] + 1))  # only now, in the pause it was not
         known.run()
         known.change(ActiveState="active", SubState="running")
 
@@ -504,3 +525,18 @@ def Crash(self, name, code, status):
 def Refuse(self, member, error, message, times):
     """Answer the next calls of a method with an error."""
     self.refusals[str(member)] = [str(error), str(message), int(times)]
+
+
+@dbus.service.method(SCRIPT_IFACE)
+def Keep(self):
+    """Remember all units and refusals."""
+    self.kept = {known: known.kept() for known in self.units.values()}
+    self.kept_refusals = {member: list(refusal) for member, refusal in self.refusals.items()}
+
+
+@dbus.service.method(SCRIPT_IFACE)
+def Restore(self):
+    """Have them as they were, without a word to anybody."""
+    for known, (fields, props) in self.kept.items():
+        known.restore(fields, props)
+    self.refusals = {member: list(refusal) for member, refusal in self.kept_refusals.items()}

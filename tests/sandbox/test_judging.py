@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import pytest
 
 from cortexd.backends import BACKENDS
 from cortexd.kinds import Value
 from cortexd.model import SETTINGS, ModelSpec, build_spec
 from cortexd.sandbox.attempts import ATTEMPTS
-from cortexd.sandbox.judging import _ATTEMPTS, _FENCES, MOOT, NEED_NAMESPACES, WORDS, Effect, Proof, Row, table
-from cortexd.sandbox.proving import REFUSED, _results, problem
+from cortexd.sandbox.judging import (
+    _ATTEMPTS,
+    _FENCES,
+    MOOT,
+    NEED_NAMESPACES,
+    WORDS,
+    Effect,
+    LeftOut,
+    Proof,
+    Row,
+    table,
+    without,
+)
+from cortexd.sandbox.kept import results
+from cortexd.sandbox.proving import REFUSED, problem
 
 EPERM, EROFS = 1, 30
 FREE = dict.fromkeys(ATTEMPTS, 0)
 CLOSED = dict.fromkeys(ATTEMPTS, EPERM)
+NO_NAMESPACES = dict.fromkeys(NEED_NAMESPACES, REFUSED)
 
 
 def spec_of(**explicit: Value) -> ModelSpec:
     return build_spec("m", {"path": "org/name", **explicit}, BACKENDS["vllm"].defaults(0))
 
 
-def row(proof: Proof, directive: str, left_out: str = "", **explicit: Value) -> Row:
+def row(proof: Proof, directive: str, left_out: LeftOut = MappingProxyType({}), **explicit: Value) -> Row:
     (found,) = [row for row in table(spec_of(**explicit), proof, left_out) if row.directive == directive]
     return found
 
@@ -58,6 +74,46 @@ def test_of_several_attempts_one_that_succeeds_is_too_many() -> None:
     assert (mixed.effect, mixed.why) == (Effect.IN_FORCE, "the server cannot see the machine's /tmp")
 
 
+def test_no_directive_gets_the_credit_for_what_another_one_prevents() -> None:
+    proof = Proof(
+        CLOSED,
+        FREE,
+        apart={"ProtectClock": {**CLOSED}, "PrivateUsers": {}, "LockPersonality": {**CLOSED, "personality": 0}},
+    )
+    covered = row(proof, "ProtectClock", security="strict")
+    assert (covered.effect, covered.why) == (
+        Effect.COVERED,
+        "the server cannot reach the calls that set the clock; without it another directive prevents that",
+    )
+    alone = row(proof, "LockPersonality", security="strict")
+    assert (alone.effect, alone.why) == (Effect.IN_FORCE, "the server cannot change its execution domain")
+    needed = row(proof, "PrivateUsers")
+    assert needed.effect is Effect.IN_FORCE and needed.why.endswith("without it systemd cannot set up the rest")
+
+
+def test_the_lines_without_one_directive() -> None:
+    lines = [
+        "ProtectSystem=strict",
+        "ReadOnlyPaths=/run",
+        "ProtectSystem=false",
+        "ReadWritePaths=/a",
+        "ProtectHome=true",
+    ]
+    assert without(lines, "ProtectSystem") == ["ReadWritePaths=/a", "ProtectHome=true"]
+    assert without(lines, "ProtectHome") == lines[:-1]
+    kept = ["BindPaths=/a", "InaccessiblePaths=-/d"]
+    fence = ["TemporaryFileSystem=%t:ro", "BindReadOnlyPaths=%t/systemd/notify", "BindReadOnlyPaths=-%t/x"]
+    assert without([*fence, *kept], "TemporaryFileSystem=%t") == kept
+    assert without(kept, "InaccessiblePaths=~/.cortex") == kept[:1]
+
+
+def test_where_there_is_no_folder_to_try_it_in_the_table_says_so() -> None:
+    found = row(Proof({**CLOSED, "write-elsewhere": 2}, {**FREE, "write-elsewhere": 2}), "ProtectSystem")
+    assert found.effect is Effect.IN_FORCE
+    assert found.why.endswith("; no folder of yours outside of home and /tmp was found to try it in")
+    assert row(Proof({**CLOSED, "write-elsewhere": 0}, FREE), "ProtectSystem").effect is Effect.NOT_IN_FORCE
+
+
 def test_what_was_not_asked_for_is_off_and_what_was_not_tried_unknown() -> None:
     assert row(Proof(FREE, FREE), "PrivateDevices").effect is Effect.OFF
     assert row(Proof(CLOSED, FREE, ""), "PrivateTmp", PrivateTmp=False).effect is Effect.OFF
@@ -69,29 +125,31 @@ def test_an_empty_home_must_not_be_seen() -> None:
     proof = Proof({**CLOSED, "see-home": 0}, FREE)
     assert row(proof, "ProtectHome").effect is Effect.IN_FORCE
     assert row(proof, "ProtectHome", ProtectHome="tmpfs").effect is Effect.NOT_IN_FORCE
-    assert row(Proof({**CLOSED, "write-home": 0}, FREE), "ProtectSystem").effect is Effect.NOT_IN_FORCE
-    assert (
-        row(Proof({**CLOSED, "write-home": 0}, FREE), "ProtectSystem", ProtectSystem="full").effect is Effect.IN_FORCE
-    )
+
+
+def test_only_a_strict_system_is_read_only_elsewhere() -> None:
+    proof = Proof({**CLOSED, "write-elsewhere": 0}, FREE)
+    assert row(proof, "ProtectSystem").effect is Effect.NOT_IN_FORCE
+    assert row(proof, "ProtectSystem", ProtectSystem="full").effect is Effect.IN_FORCE
 
 
 def test_what_is_left_out_is_named_and_warned_of() -> None:
-    rows = table(spec_of(), Proof(CLOSED, FREE), REFUSED)
+    rows = table(spec_of(), Proof(CLOSED, FREE), NO_NAMESPACES)
     out = {row.directive for row in rows if row.effect is Effect.NOT_IN_FORCE}
     assert out == {
         "PrivateUsers", "TemporaryFileSystem=%t", "InaccessiblePaths=~/.cortex", "ProtectSystem", "ProtectHome", "PrivateTmp",
         "ProtectKernelTunables", "ProtectKernelModules", "ProtectControlGroups",
     }  # fmt: skip
-    assert row(Proof(CLOSED, FREE), "NoNewPrivileges", REFUSED).effect is Effect.IN_FORCE
-    said = problem(rows, REFUSED)
+    assert row(Proof(CLOSED, FREE), "NoNewPrivileges", NO_NAMESPACES).effect is Effect.IN_FORCE
+    said = problem(rows, NO_NAMESPACES)
     assert said.startswith("sandbox: PrivateUsers, ") and REFUSED in said and "sandbox_required=yes" in said
 
 
 def test_the_warning() -> None:
-    assert problem(table(spec_of(), Proof(CLOSED, FREE)), "") == ""
-    assert problem(table(spec_of(), Proof(CLOSED, CLOSED)), "") == ""
+    assert problem(table(spec_of(), Proof(CLOSED, FREE)), {}) == ""
+    assert problem(table(spec_of(), Proof(CLOSED, CLOSED)), {}) == ""
     rows = table(spec_of(), Proof({**CLOSED, "see-tmp": 0, "realtime": 0}, FREE))
-    assert problem(rows, "") == "sandbox: PrivateTmp, RestrictRealtime: not in force on this machine"
+    assert problem(rows, {}) == "sandbox: PrivateTmp, RestrictRealtime: not in force on this machine"
 
 
 def test_profiles() -> None:
@@ -109,8 +167,8 @@ def test_profiles() -> None:
 
 @pytest.mark.parametrize("said", ["", "ok", "a:b", "a:0  b:1", "a:0\x1b[2J", "a:-1", "A:0", "a:99999"])
 def test_what_the_attempts_never_say(said: str) -> None:
-    assert _results(said) is None
+    assert results(said) is None
 
 
 def test_what_they_say() -> None:
-    assert _results("a-b:0 c:13") == {"a-b": 0, "c": 13}
+    assert results("a-b:0 c:13") == {"a-b": 0, "c": 13}

@@ -91,8 +91,10 @@ def test_its_limits_hold_and_leave_room(cortex: Cortex) -> None:
 
 
 def test_what_it_is_held_to(cortex: Cortex) -> None:
-    """As the kernel has it: no new privileges, and a filter of system calls."""
+    """As the kernel has it: no new privileges, a filter of system calls, and no dump of its memory."""
     pid = properties(UNIT, "MainPID")["MainPID"]
+    (core,) = [line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if line.startswith("Max core")]
+    assert core.split()[4:6] == ["0", "0"]
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     assert (status["NoNewPrivs"].strip(), status["Seccomp"].strip()) == ("1", "2")
     with socket.socket(socket.AF_UNIX) as sock:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cortexd.errors import InvalidConfig, UnitFailed
+from cortexd.names import MAX_MODELS
 from cortexd.sandbox.attempts import ATTEMPTS
 from cortexd.sandbox.proving import Prover
 from cortexd.sandbox.trial import Look
@@ -24,13 +25,25 @@ class Machine:
         self.namespaces = True
         self.broken = False
         self.through: set[str] = set()
+        self.unfit = ""
+        """The begin of a line with which systemd sets up no unit."""
         self.ran: list[str] = []
+        """What was tried, but for what lacks some lines of the one before."""
+        self.apart: list[set[str]] = []
+        """The lines that those lacked."""
+        self._whole: list[str] = []
 
     async def run(self, name: str, make: Callable[[], Look]) -> UnitState:
         look = make()
-        self.ran.append(name)
+        if name != "namespaces" and look.lines and set(look.lines) < set(self._whole):
+            self.apart.append({*self._whole} - {*look.lines})
+        else:
+            self.ran.append(name if look.lines else f"{name}-free")
+            self._whole = [*look.lines] or self._whole
         if self.broken:
             raise UnitFailed("systemd does not want to")
+        if self.unfit and any(line.startswith(self.unfit) for line in look.lines):
+            return UnitState(unit=name, active_state="failed", result="exit-code", exec_main_status=228)
         if "PrivateUsers=true" in look.lines and not self.namespaces:
             return UnitState(unit=name, active_state="failed", result="exit-code", exec_main_status=226)
         free = not look.lines
@@ -60,14 +73,19 @@ async def test_tried_once_and_kept_for_the_next_daemon(house: House, machine: Ma
     prover_of(house)
     await house.manager.prove()
     assert machine.ran == ["namespaces", "a", "a-free"]
+    assert not machine.apart
     await house.manager.security("a")
-    assert len(machine.ran) == 3
+    apart = len(machine.apart)
+    assert len(machine.ran) == 3 and apart > 10
+    await house.manager.security("a")
+    assert len(machine.apart) == apart
     await house.manager.security("a", again=True)
-    assert len(machine.ran) == 6
+    assert (len(machine.ran), len(machine.apart)) == (6, 2 * apart)
     await house.close()
     await house.open()
     await house.manager.prove()
-    assert len(machine.ran) == 6
+    await house.manager.security("a")
+    assert (len(machine.ran), len(machine.apart)) == (6, 2 * apart)
     await house.manager.set("a", {"PrivateTmp": "no"}, ME)  # another sandbox
     await house.manager.security("a")
     assert machine.ran[6:] == ["a", "a-free"]
@@ -89,13 +107,24 @@ async def test_what_was_kept_before_another_boot_is_tried_again(house: House, ma
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"namespaces": 1}', '{"namespaces": true, "when": "x", "proofs": {"a": {"sandbox": []}}}']
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"namespaces": 1}',
+        '{"when": "x", "namespaces": false, "left_out": [], "proofs": {"a": {"sandbox": []}}, "said": []}',
+        '{"when": "x", "namespaces": false, "left_out": [], "proofs": {"a": [0, 1, {}]}, "said": ["a:0"]}',
+        '{"when": "x", "namespaces": false, "left_out": [], "proofs": {"a": [0, 0, {}]}, "said": ["a;0"]}',
+        '{"when": "x", "namespaces": false, "left_out": ["PrivateUsers"], "proofs": {}, "said": []}',
+    ],
 )
 async def test_a_file_that_we_did_not_write(house: House, machine: Machine, text: str) -> None:
     await house.register()
     (house.scope.data / "sandbox.json").write_text(text)
     prover = prover_of(house)
     await prover.load()
+    assert prover._tools.namespaces and not prover._tools.left_out and not prover._proofs
     await house.manager.security("a")
     assert machine.ran == ["namespaces", "a", "a-free"]
 
@@ -124,7 +153,7 @@ async def test_refused_namespaces_are_left_out_with_a_warning(house: House, mach
     assert "PrivateUsers" not in text and "ProtectHome" not in text and "NoNewPrivileges=true" in text
     assert "sandbox: PrivateUsers, " in warnings(house) and "are left out: this machine gives" in warnings(house)
     rows = {row.directive: row.effect.value for row in await house.manager.security("a")}
-    assert (rows["PrivateTmp"], rows["NoNewPrivileges"]) == ("not in force", "in force")
+    assert (rows["PrivateTmp"], rows["NoNewPrivileges"]) == ("not in force", "covered")
     await (await house.start()).wait()
     machine.namespaces = True
     await house.manager.security("a", again=True)
@@ -145,15 +174,15 @@ async def test_where_the_sandbox_is_required_the_model_does_not_start(house: Hou
     await house.register(sandbox_required="yes")
     machine.namespaces = False
     prover_of(house)
-    with pytest.raises(InvalidConfig, match=r"sandbox_required=yes: this machine gives .* no namespaces"):
+    with pytest.raises(InvalidConfig, match=r"^a: sandbox_required=yes: this machine gives .* no namespaces"):
         await house.start()
     assert "PrivateUsers=true" in house.path().read_text()  # so that systemd refuses, too
     machine.namespaces = True
     machine.through.add("write-home")
     await house.manager.security("a", again=True)
-    with pytest.raises(InvalidConfig, match="sandbox_required=yes: ProtectSystem, ProtectHome: not in force here"):
+    with pytest.raises(InvalidConfig, match=r"^a: sandbox_required=yes: ProtectHome: not in force here"):
         await house.start()
-    assert "sandbox: ProtectSystem, ProtectHome: not in force" in warnings(house)
+    assert "sandbox: ProtectHome: not in force" in warnings(house)
     machine.through.clear()
     await house.manager.security("a", again=True)
     await (await house.start()).wait()
@@ -166,12 +195,48 @@ async def test_where_nothing_can_be_tried(house: House, machine: Machine) -> Non
     await house.manager.prove()
     rows = await house.manager.security("a")
     assert {row.effect.value for row in rows} == {"unknown", "off"}
-    assert warnings(house) == ""
+    assert warnings(house) == "sandbox: what of it is in force is not known: systemd does not want to"
     await (await house.start()).wait()
     await house.manager.set("a", {"sandbox_required": "yes"}, ME)
     await (await house.stop()).wait()
     with pytest.raises(InvalidConfig, match="its sandbox cannot be tried: systemd does not want to"):
         await house.start()
+
+
+async def test_a_directive_with_which_no_unit_can_be_set_up_is_left_out_with_a_warning(
+    house: House, machine: Machine
+) -> None:
+    await house.register(LockPersonality="yes")
+    await house.register("b", LockPersonality="yes", sandbox_required="yes")
+    machine.unfit = "LockPersonality="
+    prover_of(house)
+    await house.manager.prove()
+    assert "LockPersonality=" not in house.path().read_text() and "PrivateTmp=true" in house.path().read_text()
+    assert "sandbox: LockPersonality are left out: systemd cannot set up a unit with it" in warnings(house)
+    rows = {row.directive: row.effect.value for row in await house.manager.security("a")}
+    assert (rows["LockPersonality"], rows["PrivateUsers"]) == ("not in force", "covered")
+    await (await house.start()).wait()
+    assert "LockPersonality=true" in house.path("b").read_text()
+    with pytest.raises(
+        InvalidConfig, match=r"its sandbox cannot be tried: systemd cannot set it up \(status 228/SECCOMP\)"
+    ):
+        await house.start("b")
+    await house.close()
+    await house.open()
+    assert "LockPersonality=" not in house.path().read_text()
+
+
+async def test_what_is_kept_of_as_many_models_as_there_can_be(house: House, machine: Machine) -> None:
+    await house.register()
+    prover = prover_of(house)
+    await house.manager.security("a")
+    (proof,) = prover._proofs.values()
+    assert proof.apart
+    prover._proofs = {f"{number:064}": proof for number in range(MAX_MODELS + 5)}
+    await prover._keep()
+    prover._proofs = {}
+    await prover.load()
+    assert len(prover._proofs) == MAX_MODELS and prover._proofs[f"{9:064}"] == proof
 
 
 async def test_none_is_loud(house: House) -> None:

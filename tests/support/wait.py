@@ -13,7 +13,13 @@ DEADLINE = 20.0
 _POLL = 0.02
 
 
-def until(condition: Callable[[], T], what: str | Callable[[], str] = "the condition", deadline: float = DEADLINE) -> T:
+def until(
+    condition: Callable[[], T],
+    what: str | Callable[[], str] = "the condition",
+    deadline: float = DEADLINE,
+    *,
+    poll: float = _POLL,
+) -> T:
     """Poll until `condition()` is true and return it; AssertionError with the last value after `deadline` seconds."""
     end = time.monotonic() + deadline
     while True:
@@ -23,7 +29,7 @@ def until(condition: Callable[[], T], what: str | Callable[[], str] = "the condi
         if time.monotonic() >= end:
             wanted = what if isinstance(what, str) else what()
             raise AssertionError(f"{wanted} did not come within {deadline:g} s; last: {value!r}")
-        time.sleep(_POLL)
+        time.sleep(poll)
 
 
 async def aio_until(condition: Callable[[], T], what: str = "the condition", deadline: float = DEADLINE) -> T:
