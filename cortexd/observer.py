@@ -217,6 +217,9 @@ class Observer:
         if new.sub_state != "start-pre":  # else nothing serves yet, and what comes next tells the run's process, too
             old = self._seen.get(model.name, UnitState(unit=model.unit))
             self._seen[model.name] = new
+            if new.sub_state == "auto-restart" and new.invocation_id == old.invocation_id:
+                # 252 counts before it has tried, and then its limit may forbid it: what counts is what the run began with.
+                self._seen[model.name] = replace(new, n_restarts=old.n_restarts)
             self._report(model, old, new)
         self._on_change(model.name)
 

@@ -95,7 +95,9 @@ async def ask(name: str, endpoint: str, token: str, seconds: float) -> Access:
     """Ask the hub for a repository, within `seconds` in all. Never raises but when cancelled."""
     url = f"{endpoint.rstrip('/')}/api/models/{name}"
     headers = {"Authorization": f"Bearer {token}"} if token and token.isprintable() else {}
-    await asyncio.to_thread(importlib.import_module, "aiohttp")  # 15 MB, and a third of a daemon's start, for the few who ask
+    await asyncio.to_thread(
+        importlib.import_module, "aiohttp"
+    )  # 15 MB, and a third of a daemon's start, for the few who ask
     import aiohttp
 
     limits = aiohttp.ClientTimeout(total=seconds)

@@ -218,7 +218,10 @@ async def test_unit_files_are_in_the_state_that_systemd_says(real: RealWorld) ->
         "empty-install": exec_start + "[Install]\nWantedBy=\n", "also": exec_start + "[Install]\nAlso=cortex-state-static.service\n",
         "early-install": install + exec_start, "empty": "",
     }  # fmt: skip
-    units = {key: f"cortex-state-{key}.service" for key in [*texts, "masked", "masked-runtime", "linked", "dangling", "below"]}
+    units = {
+        key: f"cortex-state-{key}.service"
+        for key in [*texts, "masked", "masked-runtime", "linked", "dangling", "below"]
+    }
     for key, text in texts.items():
         (folder / units[key]).write_text(text)
     (runtime / units["below"]).write_text(exec_start)

@@ -335,7 +335,9 @@ class TestFailure:
         await world.until(unit, lambda state: state.sub_state == "auto-restart")
         assert "signal" in [state.result for state in told]
         pause = [state for state in told if state.sub_state == "auto-restart"]
-        assert (pause[0].n_restarts, pause[0].invocation_id) == (before.n_restarts, before.invocation_id), "not counted yet"
+        assert (pause[0].n_restarts, pause[0].invocation_id) == (before.n_restarts, before.invocation_id), (
+            "not counted yet"
+        )
         await world.finish(unit)
         again = await world.until(unit, lambda state: state.active_state == "active")
         assert again.n_restarts == before.n_restarts + 1

@@ -175,7 +175,10 @@ def test_what_was_not_the_last_line_is_not_called_so() -> None:
     said = server("loading shard 3")
     assert cause(*said, status=3).sentence == "the server exited with status 3; the last it said: loading shard 3"
     found = cause(*said, status=3, lost="the journal dropped lines")
-    assert found.sentence == "the server exited with status 3; what it said last may be lost, since the journal was flooded"
+    assert (
+        found.sentence
+        == "the server exited with status 3; what it said last may be lost, since the journal was flooded"
+    )
     assert ("Log", "loading shard 3") in found.evidence
     assert "Lost" not in dict(cause().evidence)
 
