@@ -19,7 +19,7 @@ _TOLD = (*FAILED_ENDS, EXITED, "stopped", "stop-unclean")
 _ASKED = ("stop", "restart")
 CONDEMNED = "health-restart"
 """The event of a run that is killed since it hung: however long it was ready for systemd, it was not well."""
-KINDS = ("run", "ready", CONDEMNED, *_TOLD, *_ASKED)
+KINDS = ("registered", "run", "ready", CONDEMNED, *_TOLD, *_ASKED)
 """Events by which it is known what was seen of a model's runs."""
 LAST = 50
 """So many of them at most, from the last run's begin on."""

@@ -20,7 +20,7 @@ from cortexd.names import model_name
 from cortexd.recorder import Recorder, cancel, spawn
 from cortexd.registered import Model, Serving
 from cortexd.restarts import Restarts, stable
-from cortexd.runs import EXITED, transitions, was_an_end
+from cortexd.runs import EXITED, became_ready, transitions, was_an_end
 from cortexd.scope import Scope
 from cortexd.startup import Startups
 from cortexd.states import describe_end
@@ -114,6 +114,11 @@ class Observer:
     def _adopt(self, model: Model, unit: UnitState, known: Sequence[Event]) -> None:
         """Take over a run; the event of its begin tells what it was started with."""
         run = unit.invocation_id
+        self._adopt_run(model, run, unit, known)
+        if unit.active_state == "active" and not any((e.kind, e.invocation_id) == ("ready", run) for e in known):
+            self.recorder.write(became_ready(model.name, unit))
+
+    def _adopt_run(self, model: Model, run: str, unit: UnitState, known: Sequence[Event]) -> None:
         last = next((event for event in known if event.kind == "run"), None)
         told: Mapping[str, Any] = last.details if last and last.invocation_id == run else {}
         if {"url", "endpoint", "digest"} <= told.keys():

@@ -12,6 +12,8 @@ from cortexd.systemd.protocol import UnitState
 
 NO_MORE_RUNS = "it was the last run that max_restarts allows"
 
+_IN_THE_PAUSE = "stopped while it waited for its next start"
+
 _CLD_EXITED, _CLD_KILLED = 1, 2
 
 
@@ -38,6 +40,8 @@ def transitions(
     if unseen and new.n_restarts > old.n_restarts and not explained:
         message = "it ended, which nobody saw; systemd has started it again"
         yield event("ended", message, Priority.WARNING, run=old.invocation_id)
+    elif unseen and not new.n_restarts and not explained:
+        yield event("stopped", f"started anew by systemd: {BY_SYSTEMD}", run=old.invocation_id)
     if new_run:
         yield replace(
             event("run", f"run begins (process {new.main_pid})" if new.main_pid else "run begins"),
@@ -47,10 +51,7 @@ def transitions(
             },
         )
     if new.active_state == "active" and (old.active_state != "active" or new_run):
-        seconds = _load_seconds(new)
-        told = event("ready", "ready" if seconds is None else f"ready after {seconds:.1f} s")
-        details = {} if seconds is None else {"seconds": round(seconds, 3)}
-        yield replace(told, details={"active_enter": new.active_enter, **details})
+        yield became_ready(model, new)
     restarts = new.sub_state.startswith("auto-restart") and not old.sub_state.startswith("auto-restart")
     if restarts and not explained:
         why = describe_end(new) or "the server ended by itself"
@@ -59,7 +60,7 @@ def transitions(
     if new.active_state == "failed" and (old.active_state != "failed" or new_run) and not explained:
         limit = not new_run and _start_limit_hit(old, new)
         if old.sub_state == "auto-restart" and not new_run and not limit:  # 257; on 252 it is inactive then
-            yield event("ended", "stopped while it waited for its next start")
+            yield event("stopped", _IN_THE_PAUSE)
         else:
             said = _sender(new, describe_end(new), by) + (systemd_gave_up(new) if limit else "")
             told = event("failed", said, Priority.ERROR)
@@ -67,7 +68,9 @@ def transitions(
     if by.by == "gave-up" and old.running and not new.running:
         yield event(AT_REST, "it is stopped and stays so")
     if new.active_state == "inactive" and old.running and not explained:
-        if old.active_state == "deactivating" and old.job:  # nothing else brings it there by a job
+        if old.sub_state.startswith("auto-restart") and not new_run:  # its end was told
+            yield event("stopped", _IN_THE_PAUSE)
+        elif old.active_state == "deactivating" and old.job:  # nothing else brings it there by a job
             yield event("stopped", f"stopped by systemd: {BY_SYSTEMD}")
         elif new.exec_main_code == _CLD_KILLED:
             yield event("ended", _sender(new, describe_end(new), by), Priority.WARNING)
@@ -80,6 +83,17 @@ def transitions(
             yield event("ended", describe_end(new) or "stopped before its server ran")
     elif new.active_state == "inactive" and old.running and by.by == "stop":
         yield event("stopped", "stopped")
+
+
+def became_ready(model: str, unit: UnitState) -> Event:
+    """The event of a run that is ready, and how long that took where it can be told."""
+    seconds = _load_seconds(unit)
+    message = "ready" if seconds is None else f"ready after {seconds:.1f} s"
+    details = {} if seconds is None else {"seconds": round(seconds, 3)}
+    return Event(
+        model=model, kind="ready", message=message, invocation_id=unit.invocation_id,
+        details={"active_enter": unit.active_enter, **details},
+    )  # fmt: skip
 
 
 def was_an_end(passed: UnitState, new: UnitState) -> bool:

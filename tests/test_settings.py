@@ -739,7 +739,11 @@ TERMINATED = unit(invocation_id="a", exec_main_code=KILLED, exec_main_status=15)
         (IDLE, LOADING, "", [("run", "run begins (process 7)")]),
         (LOADING, UP, "", [("ready", "ready after 2.5 s")]),
         (IDLE, UP, "", [("run", "run begins"), ("ready", "ready after 2.5 s")]),
-        (UP, dataclasses.replace(UP, invocation_id="b"), "", [("run", "run begins"), ("ready", "ready")]),
+        (UP, dataclasses.replace(UP, invocation_id="b"), "",
+         [("stopped", "started anew by systemd"), ("run", "run begins"), ("ready", "ready")]),
+        (UP, dataclasses.replace(UP, invocation_id="b"), "stop", [("run", "run begins"), ("ready", "ready")]),
+        (AGAIN, dataclasses.replace(ENDED, exec_main_code=2, exec_main_status=9), "",
+         [("stopped", "stopped while it waited for its next start")]),
         (UP, AGAIN, "", [("ended", "killed by SIGKILL from outside; systemd starts it again")]),
         (UP, AGAIN, "health", [("ended", "SIGKILL after failed health probes; systemd starts it again")]),
         (UP, AGAIN, "kill", [("ended", "cortexctl kill")]),
@@ -774,7 +778,8 @@ def test_transitions(old: UnitState, new: UnitState, by: str, events: list[tuple
     assert [event.kind for event in found] == [kind for kind, _ in events]
     for event, (_, words) in zip(found, events, strict=True):
         assert words in event.message
-        assert (event.model, event.invocation_id) == ("m", new.invocation_id)
+        run = old.invocation_id if event.message.startswith("started anew") else new.invocation_id
+        assert (event.model, event.invocation_id) == ("m", run)
 
 
 def test_an_ending_counts_for_its_run_alone() -> None:

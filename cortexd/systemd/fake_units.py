@@ -101,7 +101,7 @@ class FakeUnits:
         return tuple(map(str, sorted(found, key=lambda path: path.name)))
 
     def _restart(self, unit: str, text: str) -> str:
-        texts = [text, *(Path(path).read_text() for path in self._drop_ins(unit))]
+        texts = [text, *(Path(path).read_text(errors="replace") for path in self._drop_ins(unit))]
         told: list[str] = re.findall("^Restart=(.+)$", "\n".join(texts), re.MULTILINE)
         return told[-1] if told else "no"
 

@@ -232,7 +232,7 @@ async def test_what_failed_to_stop_when_it_was_to_has_not_failed_by_itself(house
     told.say(What.STOPPED, run, now)
     now_runs(house, unit, 0)
     await house.open()
-    assert (await house.kinds())[-2:] == ["stopped", "run"] and await ends(house) == []
+    assert (await house.kinds())[-3:] == ["stopped", "run", "ready"] and await ends(house) == []
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,21 @@ async def test_no_restart_is_told_where_a_run_ended_that_was_seen(house: House, 
     journalctl.write_text("#!/bin/sh\nexit 1\n")
     now_runs(house, unit, 1)
     await house.open()
-    assert (await house.kinds())[-2:] == ["ended", "run"]
+    assert (await house.kinds())[-3:] == ["ended", "run", "ready"]
+
+
+async def test_a_first_run_that_began_and_ended_unseen_is_told(house: House, journalctl: Path) -> None:
+    """systemctl start while no cortexd was there, of a model that it had never seen run."""
+    unit = await house.register()
+    await house.events()
+    await house.close()
+    now = time.time() + 1
+    told = Journal(journalctl, unit)
+    told.run("e" * 32, now, now + 1, now + 2)
+    now_runs(house, unit, 1)
+    await house.open()
+    assert (await house.kinds())[-5:] == ["run", "ready", "ended", "run", "ready"]
+    assert house.manager.view("a").model.budget.failed == 1
 
 
 async def test_a_run_that_hung_until_it_was_killed_was_not_stable(house: House, journalctl: Path) -> None:
