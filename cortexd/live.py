@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
-from cortexd.errors import CortexError
+from cortexd.errors import CortexError, StoreFailed
 from cortexd.intents import Intents
 from cortexd.limits import LIMITS, NOT_APPLIED, Limit, Verdict, assigned, is_ours, properties, verdicts
 from cortexd.model import ModelSpec, ResourceLimits
@@ -43,9 +43,9 @@ class LiveLimits:
         self._made: dict[str, dict[Limit, int]] = {}
         """By unit, what SetUnitProperties was last asked for."""
 
-    async def apply(self, unit: str, limits: ResourceLimits) -> list[str]:
+    async def apply(self, unit: str, limits: ResourceLimits, *, noted: bool = True) -> list[str]:
         """Have a running unit held to `limits`, which its unit file says already. Returns what stands in the way, a sentence
-        each. Raises UnitFailed, SystemdUnavailable."""
+        each. `noted`: written down first, or else StoreFailed. Raises UnitFailed, SystemdUnavailable."""
         wanted = properties(limits)
         state = await self._systemd.refresh(unit)
         paths = [*self._there(unit, wanted), *state.drop_in_paths]  # also what systemd has not read yet
@@ -54,7 +54,8 @@ class LiveLimits:
         ours = {limit: value for limit, value in wanted.items() if limit.directive not in theirs}
         kept: list[str] = []
         details = {"made": {limit.directive: value for limit, value in ours.items()}}
-        async with self._intents.doing(Intent(model=model_name(unit) or unit, kind=KIND, details=details)):
+        intent = Intent(model=model_name(unit) or unit, kind=KIND, details=details)
+        async with self._intents.doing(intent) if noted else nullcontext():
             self._made[unit] = ours
             try:
                 if ours:
@@ -75,7 +76,10 @@ class LiveLimits:
         await asyncio.to_thread(self._remove, unit, self._made.pop(unit, {}))
         with suppress(CortexError):
             if self._systemd.cached(unit).running:
-                await self.apply(unit, limits)
+                try:
+                    await self.apply(unit, limits)
+                except StoreFailed:  # the disk may be full, which is why we are here
+                    await self.apply(unit, limits, noted=False)
             else:
                 await self._systemd.reload()
 

@@ -353,7 +353,7 @@ def _remedy(error: Exception) -> str:
 
 
 class _Errors:
-    """Turns SQLite's errors into StoreFailed, naming the file."""
+    """Turns SQLite's errors, and those of the files beside it, into StoreFailed, naming the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -362,5 +362,6 @@ class _Errors:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, sqlite3.Error | ValueError | RecursionError):
-            raise StoreFailed(f"{self._path}: {error}; {_remedy(error)}") from error
+        if isinstance(error, sqlite3.Error | ValueError | RecursionError | OSError):
+            said = error.strerror if isinstance(error, OSError) else error
+            raise StoreFailed(f"{self._path}: {said}; {_remedy(error)}") from error
