@@ -74,9 +74,11 @@ class LaunchPlan:
 
 def opened(folder: str, scope: Scope) -> str:
     """Which of the folders that no model may write would be open to one that may write `folder`: what could change a unit or a
-    command line, or holds others' secrets. Empty where none."""
+    command line, holds others' secrets, or is the way to the bus and the service manager. Empty where none."""
     folder = "/" + os.path.normpath(folder).lstrip("/")
-    for ours in map(str, (scope.data, scope.unit_folder, *scope.backend_folders)):
+    services = [scope.home / ".local" / "share" / kind for kind in ("systemd", "dbus-1")]
+    manager = [scope.runtime / name for name in ("bus", "systemd")] if scope.runtime else []
+    for ours in map(str, (scope.data, scope.unit_folder, *scope.backend_folders, *services, *manager)):
         # By name, which may lead elsewhere tomorrow, and by where both lie now.
         if _meet(folder, ours) or _meet(os.path.realpath(folder), os.path.realpath(ours)):
             return ours
