@@ -6,7 +6,7 @@ import asyncio
 import fnmatch
 import logging
 import signal as signals
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -99,20 +99,22 @@ class Manager:
 
     async def go_on(self) -> None:
         """Finish what a daemon that was killed had begun: each model is as it was asked to be, not something between."""
-        for intent in await self._store.unfinished():
+        unfinished = await self._store.unfinished()
+        enabling = {intent.model for intent in unfinished if intent.kind == "enable"}
+        for intent in unfinished:
             log.info("%s: going on with its %s", intent.model, intent.kind)
             done = None
             try:
                 if model := self.catalog.models.get(intent.model):
-                    done = await self._finish(intent, model, Caller(intent.actor))
+                    done = await self._finish(intent, model, Caller(intent.actor), enabling)
                 elif intent.kind in UNBORN:
                     await self._clear_away(intent.model)
             except CortexError as e:
                 log.error("%s: its %s cannot be finished: %s", intent.model, intent.kind, e)
             await self._store.end(intent.id, done)
 
-    async def _finish(self, intent: Intent, model: Model, caller: Caller) -> Event | None:
-        """Returns the event that is still to be written."""
+    async def _finish(self, intent: Intent, model: Model, caller: Caller, enabling: Collection[str]) -> Event | None:
+        """Returns the event that is still to be written. `enabling`: models that another intent enables."""
         name, unit = model.name, self._systemd.cached(model.unit)
         match intent.kind:
             case "unregister":
@@ -130,7 +132,7 @@ class Manager:
             case "start" | "restart":
                 if not unit.running:
                     await self.life.start(name, caller)
-                if intent.details.get("enable") and unit.unit_file_state != "enabled":
+                if intent.details.get("enable") and unit.unit_file_state != "enabled" and name not in enabling:
                     await self.enable(name, caller, linger=False)
             case "stop" if unit.invocation_id == intent.details.get("run"):
                 await self.life.go_on_stopping(model).wait()
