@@ -164,6 +164,9 @@ CASES = {
     "set, reload refused": Case("Set", _registered, _set(LENGTH), refused="Reload"),
 }
 
+REFUSED = {case.refused for case in CASES.values() if case.refused}
+"""Methods of systemd's."""
+
 READING = {
     MANAGER_INTERFACE: ("GetModel", "ListModels", "ListEvents", "ListSettings", "ListBackends", "ListJobs"),
     MODEL_INTERFACE: ("Check", "GetSecurity", "CheckHealth", "Why", "GetUnitFiles"),

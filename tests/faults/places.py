@@ -72,9 +72,9 @@ class MockPlace(Place):
     def hold(self, on: bool) -> None:
         self._script("Behave", "ss", UNIT, json.dumps({"start": "hang"} if on else {}))
 
-    def refuse(self, member: str) -> None:
-        """Have systemd answer the next call of a method with an error."""
-        self._script("Refuse", "sssi", member, f"{wire.DESTINATION}.NotThisTime", "not this time", 1)
+    def refuse(self, member: str, times: int = 1) -> None:
+        """Have systemd answer the next calls of a method with an error."""
+        self._script("Refuse", "sssi", member, f"{wire.DESTINATION}.NotThisTime", "not this time", times)
 
     def keep(self) -> None:
         """Remember everything, while no daemon runs."""
