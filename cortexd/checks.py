@@ -19,6 +19,7 @@ from cortexd.scope import FOLDER_VARIABLES, Scope
 from cortexd.units.render import sockets_folder
 
 _FIRST_UNPRIVILEGED = 1024
+_MAX_FOLDERS = 256
 _MAX_SOCKET_PATH = 107
 """Bytes (unix(7))."""
 _ASKED = '[!-"$-~]'
@@ -64,6 +65,11 @@ def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
         raise InvalidConfig(
             f"health.timeout_seconds={spec.health.timeout:g}: is above health.interval_seconds={spec.health.interval:g}; "
             "lower it, or raise the interval"
+        )
+    if len(spec.hardening.read_write_paths) > _MAX_FOLDERS:
+        raise InvalidConfig(
+            f"ReadWritePaths: names {len(spec.hardening.read_write_paths)} folders, and {_MAX_FOLDERS} can be looked at before "
+            "each start; name one around them"
         )
     for folder in spec.hardening.read_write_paths:
         if ours := opened(folder, scope):

@@ -378,8 +378,9 @@ def _namespaces(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools, f
 
 
 def _opened_folders(found: Places, covered: list[Path]) -> Iterator[str]:
+    names = {Path(folder) for _, folder in found}
     for real, folder in found:
-        if any(name != folder and _lies_in(Path(folder), [Path(name)]) for _, name in found):
+        if not names.isdisjoint(Path(folder).parents):
             continue  # the one around it is open
         # What another file system lies over has to be brought back.
         over = _lies_in(Path(folder), covered)
