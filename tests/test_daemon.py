@@ -296,8 +296,9 @@ def test_a_restart_while_nobody_watched_is_noticed(daemon: Daemon, cortex: Corte
     subprocess.run(["systemctl", "--user", "restart", "cortex-tiny.service"], check=True)
     daemon.start()
     run = cortex.properties("tiny")["InvocationID"]
-    event = cortex.json("events", "tiny")[-1]
-    assert (event["Message"], event["InvocationID"]) == ("run began while cortexd was not there", run)
+    began, ready = cortex.json("events", "tiny")[-2:]
+    assert (began["Message"], began["InvocationID"]) == ("run began while cortexd was not there", run)
+    assert (ready["Kind"], ready["InvocationID"]) == ("ready", run)
 
 
 def test_a_unit_file_that_vanished_is_no_obstacle(daemon: Daemon, cortex: Cortex) -> None:
