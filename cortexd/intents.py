@@ -37,9 +37,8 @@ class Intents:
 
     async def begin(self, intent: Intent, asked: Event | None = None) -> int:
         """Write it down; whoever does this has to see to its `ending`."""
-        for number, event in list(
-            self._unended.items()
-        ):  # else the next daemon would do it once more, over what comes now
+        # Else the next daemon would do it once more, over what comes now.
+        for number, event in list(self._unended.items()):
             await self._store.end(number, event)
             self._unended.pop(number, None)
         return await self._store.begin(intent, asked)

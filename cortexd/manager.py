@@ -63,9 +63,8 @@ class Manager:
         self.catalog = Catalog(scope, tools, store, systemd, self._intents)
         self._examiner = Examiner(scope, tools, systemd, self.catalog.secrets.value)
         self._examiner.prover.on_namespaces = self.catalog.redefine
-        self._proving: set[asyncio.Task[None]] | None = (
-            None  # looks at changed models' sandboxes, once `prove` was called
-        )
+        self._proving: set[asyncio.Task[None]] | None = None
+        """Looks at changed models' sandboxes, once `prove` was called."""
         self._repairs = Repairs(self.catalog, systemd, self._intents)
         self.life = Lifecycle(self.catalog, store, systemd, self._examiner, self._intents)
         self._diagnoser = Diagnoser(scope, self.catalog, store, lambda name: self.on_change(name))

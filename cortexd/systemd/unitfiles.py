@@ -12,6 +12,8 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from cortexd.bounded import unwaiting
+
 _WANTS = (".wants", ".requires", ".upholds")
 _INSTALL = re.compile(rb"(?m)^\[Install\][ \t]*$(.*?)(?=^\[|\Z)", re.DOTALL)
 _RULE = re.compile(rb"(?m)^[ \t]*(?:WantedBy|RequiredBy|UpheldBy|Alias)[ \t]*=[ \t]*\S")
@@ -67,11 +69,8 @@ def _state(entry: os.DirEntry[str], folder: str, link: str | None, installs: Ins
 
 
 def _by_install(path: str) -> str:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        text = b"\n" + os.read(descriptor, _MAX_FILE)
-    finally:
-        os.close(descriptor)
+    with open(path, "rb", opener=unwaiting) as file:
+        text = b"\n" + file.read(_MAX_FILE)
     install = b"".join(_INSTALL.findall(text, max(0, text.find(b"\n[Install]"))))
     if _RULE.search(install):
         return "disabled"
