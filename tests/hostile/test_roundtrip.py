@@ -34,6 +34,10 @@ NAMES = st.one_of(st.just("model"), st.from_regex(r"[A-Za-z0-9._:-]{1,70}", full
 VARIABLES = st.one_of(st.from_regex(r"X_[A-Z0-9]{0,6}", fullmatch=True), TEXTS)
 ENVIRONMENT = st.lists(st.builds("{}={}".format, VARIABLES, TEXTS), max_size=3)
 ARGUMENTS = st.one_of(st.lists(TEXTS, max_size=4).map(lambda words: ["--x", *words]).map(shlex.join), TEXTS)
+# What a unit says of a server whose readiness something waits for; a model of no endpoint has none of them.
+OF_THE_WAITER = (
+    "ExecStartPost", "BindReadOnlyPaths", "NotifyAccess", "TimeoutStartSec", "RuntimeDirectory", "RuntimeDirectoryMode",
+)  # fmt: skip
 TEMPLATE = """executables = ["llama-server"]
 command = ["{exec}", "--model", "{path}", "--port", "{port}", %s]
 endpoint = "/health"
@@ -115,7 +119,7 @@ def test_any_value_is_refused_or_arrives_as_it_is(world: tuple[Scope, Path]) -> 
         ARGUMENTS,
         ENVIRONMENT,
         st.one_of(st.just("127.0.0.1"), st.just("::"), TEXTS),
-        st.one_of(st.just("/health"), TEXTS),
+        st.one_of(st.just("/health"), st.just("none"), TEXTS),
     )
     def case(name: str, arguments: str, variables: list[str], host: str, endpoint: str) -> None:
         # One of them is hostile at a time in most cases, since a refusal of one hides what becomes of the others.
@@ -132,8 +136,8 @@ def test_any_value_is_refused_or_arrives_as_it_is(world: tuple[Scope, Path]) -> 
         seen["accepted"] += 1
         own = dict(item.split("=", 1) for item in made.spec.env)
         new = set(own) - set(made.plan.environment)
-        waited = 0 if made.spec.health.endpoint else -1
-        service = check(world, made, Environment=len(new), ExecStartPost=waited, BindReadOnlyPaths=waited)
+        unwaited = {} if made.spec.health.endpoint else dict.fromkeys(OF_THE_WAITER, -1)
+        service = check(world, made, Environment=len(new), **unwaited)
         assert unit_text.argv(service["ExecStart"][0]) == list(made.plan.argv)
         words = shlex.split(str(given["extra_args"]))
         assert not words or list(made.plan.argv)[-len(words) :] == words
