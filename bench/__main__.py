@@ -15,6 +15,7 @@ import time
 import traceback
 
 from bench import peers, report
+from bench.measure import Result
 from bench.rows import ROWS
 
 FOLDER = peers.PROJECT / ".demo" / "bench"
@@ -50,6 +51,7 @@ def outside(rows: list[str], *, short: bool) -> int:
     """Fetch what is compared, go inside, and write down what comes out."""
     os.umask(0o022)  # inside, root is another user
     begin = time.monotonic()
+    taken = {**report.machine(), "cortexd": report.commit()}
     problems = peers.prepare(FOLDER)
     for name, problem in problems.items():
         say(f"{name} is not available: {problem}")
@@ -69,9 +71,11 @@ def outside(rows: list[str], *, short: bool) -> int:
         results, document = out / "results.json", out / "performance.md"
         shutil.copy(DOCUMENT, document)
     for key in rows:
-        if (found := out / f"{key}.json").exists():
-            report.save(results, key, json.loads(found.read_text()))
+        found = out / f"{key}.json"
+        failed = Result(key, problem=f"the bench ended with {done.returncode} before this row").to_json()
+        report.save(results, key, json.loads(found.read_text()) if found.exists() else failed, taken)
     report.write(results, document, ROWS)
+    say(report.differences(json.loads(results.read_text())["rows"]))
     say(f"took {time.monotonic() - begin:.0f} s")
     return done.returncode
 
@@ -88,10 +92,10 @@ def measure(rows: list[str], *, short: bool, problems: dict[str, str]) -> int:
             say(f"\n== {key}")
             try:
                 result = ROWS[key](world)
-            except Exception:
+            except Exception as e:
                 traceback.print_exc()
                 status = 1
-                continue
+                result = Result(key, problem=" ".join(f"it failed: {type(e).__name__}: {e}".split()))
             say(report.table(result))
             say(report.summary([result]))
             for note in result.notes:

@@ -7,7 +7,9 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Figure:
     unit: str
     values: Sequence[float] = ()
     problem: str = ""
-    """Why there are no values."""
+    """Why there are no values: a peer cannot be had, or ("not measured: ...") nobody wants to wait for it."""
     beside: str = ""
     """`what` of the figure that it is compared to."""
 
@@ -44,6 +46,8 @@ class Target:
     value: float
     limit: float
     at_least: bool = False
+    required: bool = True
+    """False: it is shown for comparison, and nobody asks that it be met."""
 
     @property
     def met(self) -> bool:
@@ -59,6 +63,8 @@ class Result:
     figures: list[Figure] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    problem: str = ""
+    """Why the row as a whole could not be measured."""
 
     def add(self, what: str, unit: str, values: Sequence[float], beside: str = "") -> Figure:
         """Add a figure that was measured."""
@@ -73,11 +79,24 @@ class Result:
         """A figure's, where it has one."""
         return next((figure.median for figure in self.figures if figure.what == what and figure.values), None)
 
-    def ratio(self, text: str, what: str, other: str, limit: float, *, at_least: bool = False) -> None:
-        """A target for the ratio of two figures; none where one of them is missing."""
+    def quotient(self, what: str, other: str) -> float | None:
+        """Of the medians of two figures; None where one of them is missing."""
         ours, theirs = self.median(what), self.median(other)
-        if ours is not None and theirs:
-            self.targets.append(Target(text, ours / theirs, limit, at_least))
+        return ours / theirs if ours is not None and theirs else None
+
+    def ratio(
+        self, text: str, what: str, other: str, limit: float, *, at_least: bool = False, required: bool = True
+    ) -> None:
+        """A target for the ratio of two figures; none where one of them is missing."""
+        if (value := self.quotient(what, other)) is not None:
+            self.targets.append(Target(text, value, limit, at_least, required))
+
+    def growth(self, text: str, many: tuple[str, str], few: tuple[str, str], limit: float) -> None:
+        """A target for a ratio over sizes that were measured one after the other. Each pair is a figure, and a yardstick taken in
+        turns with it: a machine that was slower in one of the two phases is no growth."""
+        most, least = self.quotient(*many), self.quotient(*few)
+        if most is not None and least:
+            self.targets.append(Target(text, most / least, limit))
 
     def target(self, text: str, value: float | None, limit: float, *, at_least: bool = False) -> None:
         """A target for a value; none where it is missing."""
@@ -92,7 +111,8 @@ class Result:
 def result_of(found: Mapping[str, Any]) -> Result:
     """What `to_json` made."""
     figures = [Figure(**figure) for figure in found["figures"]]
-    return Result(found["title"], figures, [Target(**target) for target in found["targets"]], list(found["notes"]))
+    targets = [Target(**target) for target in found["targets"]]
+    return Result(found["title"], figures, targets, list(found["notes"]), found.get("problem", ""))
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -114,10 +134,10 @@ def run(command: Sequence[object], *, allow: Sequence[int] = (0,)) -> str:
     return done.stdout
 
 
-def in_turns(runs: int, actions: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+def in_turns(runs: int, actions: Mapping[K, Callable[[], float]]) -> dict[K, list[float]]:
     """Every action once, then every action again: what disturbs the machine for a while disturbs all of them. A first round is
     not counted, since it fills caches."""
-    taken: dict[str, list[float]] = {name: [] for name in actions}
+    taken: dict[K, list[float]] = {name: [] for name in actions}
     for number in range(runs + 1):
         for name, action in actions.items():
             value = action()

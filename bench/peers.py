@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ def prepare(folder: Path) -> dict[str, str]:
     """Fetch all of them; returns why one could not be had, by name. Without cortexd itself there is nothing to measure."""
     folder.mkdir(parents=True, exist_ok=True)
     _cortex(folder / "venv")
+    if not (tiny := PROJECT / ".demo" / "tiny.gguf").exists():
+        _run(sys.executable, PROJECT / "scripts" / "tiny_gguf.py", tiny)
     problems = {}
     fetchers: dict[str, Callable[[Path], None]] = {
         "supervisor": _supervisor, "pm2": _pm2, "monit": _monit, "llama-server": _llama_server
@@ -23,9 +26,16 @@ def prepare(folder: Path) -> dict[str, str]:
         try:
             fetch(folder)
         except (OSError, subprocess.SubprocessError) as e:
-            said = (getattr(e, "stderr", "") or str(e)).strip().splitlines()
-            problems[name] = said[-1] if said else type(e).__name__
+            problems[name] = _reason(e)
     return problems
+
+
+def _reason(error: OSError | subprocess.SubprocessError) -> str:
+    """The last line that the program said, or the error's own. What a TimeoutExpired carries is bytes, even of a text stream."""
+    said: str | bytes = getattr(error, "stderr", None) or str(error)
+    text = said.decode(errors="replace") if isinstance(said, bytes) else said
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 def _run(*command: object, cwd: Path | None = None) -> None:
@@ -53,29 +63,32 @@ def _cortex(venv: Path) -> None:
 
 
 def _supervisor(folder: Path) -> None:
-    if (folder / "supervisor" / "bin" / "supervisord").exists():
-        return
-    _run(sys.executable, "-m", "venv", "--clear", folder / "supervisor")
-    _run(folder / "supervisor" / "bin" / "python", "-m", "pip", "install", "--quiet", "supervisor")
+    if not (program := folder / "supervisor" / "bin" / "supervisord").exists():
+        _run(sys.executable, "-m", "venv", "--clear", folder / "supervisor")
+        _run(folder / "supervisor" / "bin" / "python", "-m", "pip", "install", "--quiet", "supervisor")
+    _run(program, "--version")
 
 
 def _pm2(folder: Path) -> None:
-    if (folder / "npm" / "node_modules" / ".bin" / "pm2").exists():
-        return
-    (folder / "npm").mkdir(exist_ok=True)
-    _run("npm", "install", "--prefix", folder / "npm", "--no-audit", "--no-fund", "--loglevel=error", "pm2", cwd=folder)
+    npm = folder / "npm"
+    if not (program := npm / "node_modules" / ".bin" / "pm2").exists():
+        npm.mkdir(exist_ok=True)
+        _run("npm", "install", "--prefix", npm, "--no-audit", "--no-fund", "--loglevel=error", "pm2", cwd=folder)
+    with tempfile.TemporaryDirectory(prefix="pm2-") as home:  # even to tell its version it starts a daemon there
+        try:
+            _run("env", f"PM2_HOME={home}", program, "--version")
+        finally:
+            _run("env", f"PM2_HOME={home}", program, "kill")
 
 
 def _monit(folder: Path) -> None:
-    if (folder / "monit" / "usr" / "bin" / "monit").exists():
-        return
-    (folder / "monit").mkdir(exist_ok=True)
-    _run("apt-get", "download", "monit", cwd=folder / "monit")
-    for package in (folder / "monit").glob("*.deb"):
-        _run("dpkg-deb", "--extract", package, folder / "monit")
+    if not (program := folder / "monit" / "usr" / "bin" / "monit").exists():
+        (folder / "monit").mkdir(exist_ok=True)
+        _run("apt-get", "download", "monit", cwd=folder / "monit")
+        for package in (folder / "monit").glob("*.deb"):
+            _run("dpkg-deb", "--extract", package, folder / "monit")
+    _run(program, "-V")  # a library that the package depends on may not be here
 
 
 def _llama_server(folder: Path) -> None:
     _run(PROJECT / "scripts" / "get-llama-server", PROJECT / ".demo" / "llama")
-    if not (tiny := PROJECT / ".demo" / "tiny.gguf").exists():
-        _run(sys.executable, PROJECT / "scripts" / "tiny_gguf.py", tiny)

@@ -13,6 +13,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from bench.measure import Figure, Result, Target, result_of
+from bench.peers import PROJECT
 
 _BEGIN, _END = "<!-- figures: written by make bench -->", "<!-- end of figures -->"
 
@@ -30,36 +31,64 @@ def machine() -> dict[str, str]:
     }
 
 
-def save(path: Path, key: str, found: Mapping[str, Any]) -> None:
-    """Put a row into results.json; the others stay as they are."""
+def commit() -> str:
+    """What is measured, as git names it."""
+    asked = ["git", "-C", str(PROJECT), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=, with changes"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit"
+
+
+def save(path: Path, key: str, found: Mapping[str, Any], taken: Mapping[str, str]) -> None:
+    """Put a row into results.json, and what it was `taken` on; the others stay as they are."""
     results = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    results["machine"] = machine()
-    results["rows"][key] = {**found, "date": time.strftime("%Y-%m-%d %H:%M")}
+    results["rows"][key] = {**found, "date": time.strftime("%Y-%m-%d %H:%M"), "taken": dict(taken)}
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
 def write(results: Path, document: Path, order: Iterable[str]) -> None:
     """The document's generated part and its plots, from results.json."""
-    found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {"machine": machine(), "rows": {}}
+    found: dict[str, Any] = json.loads(results.read_text())["rows"] if results.exists() else {}
     plots = document.with_suffix("")
     plots.mkdir(exist_ok=True)
-    rows = {key: result_of(found["rows"][key]) for key in order if key in found["rows"]}
-    parts = [", ".join(f"{name} {value}" for name, value in found["machine"].items()) + "."]
-    parts += [summary(rows.values())]
+    rows = {
+        key: result_of(found[key]) if key in found else Result(key, problem="never measured") for key in order
+    }  # fmt: skip
+    parts = [differences(found), summary(rows.values())]
     for key, result in rows.items():
-        (plots / f"{key}.svg").write_text(plot(result))
-        parts += [f"### {result.title}", table(result), f"![{result.title}]({plots.name}/{key}.svg)"]
+        parts += [f"### {result.title}"]
+        if result.problem:
+            parts += [f"No figures: {result.problem}."]
+        else:
+            (plots / f"{key}.svg").write_text(plot(result))
+            parts += [table(result), f"![{result.title}]({plots.name}/{key}.svg)"]
         parts += [f"- {note}" for note in result.notes]
-        parts += [f"Measured {found['rows'][key]['date']}."]
+        if key in found:
+            parts += [f"Measured {found[key]['date']}, on {_words(found[key]['taken'])}."]
     before, _, rest = document.read_text().partition(_BEGIN)
     after = rest.partition(_END)[2]
     document.write_text(f"{before}{_BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{_END}{after}")
+
+
+def differences(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What all rows were taken on, or that they may not be compared with each other."""
+    all_taken = dict.fromkeys(_words(row["taken"]) for row in rows.values())
+    if len(all_taken) > 1:
+        return f"**Rows differ in machine or commit** ({len(all_taken)} kinds): each says what it was measured on."
+    return f"All rows: {', '.join(all_taken) or 'none measured'}."
+
+
+def _words(taken: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in taken.items())
 
 
 def summary(results: Iterable[Result]) -> str:
     """Every target, and whether it is met."""
     lines = ["| target | measured | limit | met |", "|---|---|---|---|"]
     for result in results:
+        if result.problem:
+            lines.append(f"| {result.title} | no figures: {result.problem} | | **no** |")
         lines += [_target(target) for target in result.targets]
     return "\n".join(lines)
 
@@ -67,6 +96,8 @@ def summary(results: Iterable[Result]) -> str:
 def _target(target: Target) -> str:
     bound = "≥" if target.at_least else "≤"
     verdict = "yes" if target.met else "**no**"
+    if not target.required:
+        verdict = "shown, not required"
     return f"| {target.what} | {number(target.value)} | {bound} {number(target.limit)} | {verdict} |"
 
 
@@ -75,7 +106,8 @@ def table(result: Result) -> str:
     lines = ["| what | median | middle half | n | ratio |", "|---|---|---|---|---|"]
     for figure in result.figures:
         if not figure.values:
-            lines.append(f"| {figure.what} | not available: {figure.problem} | | | |")
+            why = figure.problem if figure.problem.startswith("not measured") else f"not available: {figure.problem}"
+            lines.append(f"| {figure.what} | {why} | | | |")
             continue
         low, high = figure.quartiles
         other = result.median(figure.beside)

@@ -23,6 +23,8 @@ T = TypeVar("T")
 FIRST_PORT = 12000
 _AT_ONCE = 16
 """Starts under way at a time."""
+_QUIET = 5.0
+"""Milliseconds of CPU time in a second of a daemon that has nothing to do."""
 
 
 class World:
@@ -132,6 +134,18 @@ class World:
         run(["systemctl", "--user", "reset-failed"])
         run(["systemctl", "--user", "start", "cortexd"])
 
+    def settle(self) -> None:
+        """Wait until the daemon has done what it does after it is ready, such as trying sandboxes. Raises RuntimeError where it
+        never rests."""
+        pid = self.pid()
+
+        def rests() -> bool:
+            before = cpu(pid)
+            time.sleep(1)
+            return cpu(pid) - before < _QUIET
+
+        until(rests, "cortexd to rest")
+
     def hand_written(self, unit: str, text: str) -> None:
         """A unit of the user's own."""
         (self.units / unit).write_text(text)
@@ -154,17 +168,14 @@ def until(condition: Callable[[], object], what: str, seconds: float = 60, every
 
 
 def pss(pid: int) -> float:
-    """MiB of a process's proportional set size (proc_pid_smaps_rollup(5))."""
+    """MB (not MiB) of a process's proportional set size (proc_pid_smaps_rollup(5), whose kB are KiB)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
 
 
 def cpu(pid: int) -> float:
-    """Milliseconds that a process has used: of all its threads, exact (the kernel's accounting, schedstat)."""
-    used = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        used += int((task / "schedstat").read_text().split()[0])
-    return used / 1e6
+    """Milliseconds that a process has used: of all its threads, those that have ended, too (clock_getcpuclockid(3))."""
+    return time.clock_gettime(~pid << 3 | 2) * 1e3
 
 
 def shown(unit: str, key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 from cortexctl.context import Context
@@ -11,7 +12,7 @@ from cortexctl.doctor.examine import collect, judge
 from cortexctl.doctor.line import Level, Line
 from cortexctl.errors import FAILURE, OK, USAGE, CtlError
 from cortexctl.human import clean
-from cortexctl.output import Output, printable
+from cortexctl.output import Output, folded, printable, width
 
 _SIGNS = {Level.OK: "✓", Level.NOTE: "-", Level.WARNING: "!", Level.ERROR: "×"}
 _COLORS = {Level.OK: "ready", Level.NOTE: "dim", Level.WARNING: "warning", Level.ERROR: "error"}
@@ -90,8 +91,11 @@ def _print(out: Output, groups: Groups) -> None:
         out.line(out.paint(group, "bold"))
         for line in shown:
             sign = out.paint(printable(_SIGNS[line.level]), _COLORS[line.level])
-            out.line(f"  {sign} {clean(line.text)}")
-            if line.remedy:
+            text, *more = folded(clean(line.text), width(sys.stdout) - 4)
+            out.line(f"  {sign} {text}")
+            for rest in more:
+                out.line(f"    {rest}")
+            if line.remedy:  # on one line, however long: it may be a command, which is copied
                 out.line(f"      {out.paint(clean(line.remedy), 'dim')}")
 
 

@@ -44,7 +44,7 @@ def logs(context: Context) -> int:
         if len(units) != 1:
             raise CtlError("Usage", "--previous takes one model", USAGE)
         selection = journal.run_match(_previous(context, args.names[0], models))
-    elif not args.quiet and (note := journal.flood()):
+    elif not args.quiet and (note := journal.flood(units)):
         context.out.warn(note)
     if context.out.json:
         args.output = args.output or "json"

@@ -10,6 +10,8 @@ _KEYS = ("directive", "requested", "effect", "why")
 _HEAD = ("DIRECTIVE", "REQUESTED", "EFFECT", "WHY")
 _EFFECT = 2
 _FAILED = ("not in force", "unknown")
+_SECONDS = 120.0
+"""For each model: some thirty units are run where it is not known yet, and one may take a slow machine seconds."""
 _OPEN = "security="
 """How a warning begins that is about a profile without a sandbox, or without a fence (cortexd/checks.py)."""
 
@@ -23,7 +25,7 @@ def security(context: Context) -> int:
     for info in found:
         context.warn(info["Name"], [text for text in info["Warnings"] if text.startswith(_OPEN)])
     calls = {name: model_call(name, "GetSecurity", "a{sv}", options) for name in names}
-    for number, (name, (rows,)) in enumerate(context.each(calls)):
+    for number, (name, (rows,)) in enumerate(context.each(calls, _SECONDS * len(calls))):
         missing = missing or any(row[_EFFECT] in _FAILED for row in rows)
         out.result({"Name": name, "directives": [dict(zip(_KEYS, row, strict=True)) for row in rows]})
         if out.json:

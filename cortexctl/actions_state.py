@@ -5,7 +5,7 @@ from __future__ import annotations
 from cortexctl.bus import PROPERTIES, Call
 from cortexctl.context import Context
 from cortexctl.errors import FAILURE, NO_SUCH_MODEL, NOT_ACTIVE, OK
-from cortexctl.human import NOT_AVAILABLE, size
+from cortexctl.human import NOT_AVAILABLE, duration, size
 from cortexctl.output import ACTIVE, Row
 from cortexd.names import MANAGER_INTERFACE, ROOT_PATH
 from cortexd.version import VERSION
@@ -30,6 +30,7 @@ _SHOWN = (
     "UnitFileState",
     "Warnings",
     "RestartNeeded",
+    "UsualLoadUSec",
 )
 """Properties that the table is made of."""
 
@@ -113,7 +114,9 @@ def _row(info: Info) -> Row:
         size(memory) if memory != NOT_AVAILABLE else "-",
         info["UnitFileState"] or "-",
     )
-    remarks = [info["StateReason"], *info["Warnings"]]
+    usual = info["UsualLoadUSec"] / 1e6
+    estimate = f"usually ready after {duration(usual)}" if info["State"] == "starting" and usual >= 1 else ""
+    remarks = [info["StateReason"], estimate, *info["Warnings"]]
     if info["RestartNeeded"]:
         remarks.append("settings changed since it was started; restart it to use them")
     return Row(cells, info["State"], "; ".join(remark for remark in remarks if remark))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 
-from cortexctl.context import MODEL_CHANGES, OWNER_CHANGES, Context, model_call
-from cortexctl.errors import FAILURE, NO_SUCH_MODEL, OK, CtlError, no_such_model
-from cortexctl.human import clean, duration, failed_runs
-from cortexctl.output import ACTIVE
-from cortexctl.progress import TICK, Progress
+from cortexctl.context import Context, model_call
+from cortexctl.errors import FAILURE, NO_SUCH_MODEL, OK, CtlError
+from cortexctl.human import clean, duration, failed_runs, loading
+from cortexctl.output import ACTIVE, LOST
+from cortexctl.progress import Progress
+from cortexctl.waiting import settled, watch
 from cortexd.names import model_path
 
 TYPE_CHECKING = False  # see cortexctl.bus
@@ -18,67 +19,37 @@ if TYPE_CHECKING:
     from cortexctl.bus import Call
     from cortexctl.context import Info
 
-_LOST = ("stopped", "failed")
-"""States from which a model does not become ready by itself."""
 _WELL = ("healthy", "busy")
 _INTERVAL = 2.0
 """Seconds until a model that is not well is asked again, if nothing is heard of it before."""
 
 
 def wait(context: Context, *, quiet: bool = False) -> int:
-    """Return when every model is ready, or fail as soon as one cannot be. Nothing is polled.
-
-    The subscription comes before the first look, so that no change falls between them; a daemon that restarts
-    sends no changes for what happened meanwhile, so its coming and going is a reason to look again.
-    """
+    """Return when every model is ready, or fail as soon as one cannot be."""
     with Progress(context, "Waiting for", loads=True) as progress:
         return _wait(context, progress, quiet)
 
 
 def _wait(context: Context, progress: Progress, quiet: bool) -> int:
-    args, bus = context.args, context.bus
+    args = context.args
     deadline = None if args.timeout is None else time.monotonic() + args.timeout
-    bus.watch(MODEL_CHANGES)
-    bus.watch(OWNER_CHANGES)
-    waiting = {model_path(info["Name"]): info for info in context.models(args.names)}
-    progress.expect(waiting.values())
-    progress.since(waiting.values(), time.time())
-    for path, info in waiting.items():
-        progress.note(path, info)
-
-    def settle() -> None:
-        for path in list(waiting):
-            if _is_settled(waiting[path]):
-                progress.clear()
-                _report(context, waiting.pop(path), quiet)
-
-    settle()
-    while waiting:
-        left = None if deadline is None else deadline - time.monotonic()
-        progress.draw({path: info["Name"] for path, info in waiting.items()})
-        signal = bus.next_signal(left if not progress.shown else min(TICK, left or TICK))
-        if signal is None:
-            if deadline is None or time.monotonic() < deadline:
-                continue  # only the next frame
-            progress.clear()
-            for info in waiting.values():
-                after = f"was not ready after {args.timeout:g} s; it is {info['State']}"
-                context.fail(CtlError("Timeout", f"{info['Name']} {after}"), info["Name"])
-            return FAILURE
-        if signal.member == "NameOwnerChanged":
-            fresh, unknown = context.lookup([info["Name"] for info in waiting.values()])
-            waiting = {model_path(info["Name"]): info for info in fresh}
-            for name in unknown:
-                context.fail(no_such_model(name), name)
-        elif signal.path in waiting:
-            waiting[signal.path].update(signal.body[1])
-            progress.note(signal.path, signal.body[1])
-        settle()
+    watch(context)
+    found = context.models(args.names)
+    progress.expect(found)
+    progress.since(found, time.time())
+    for info in found:
+        progress.note(model_path(info["Name"]), info)
+    for info in settled(context, progress, found, _is_settled, deadline):
+        if _is_settled(info):
+            _report(context, info, quiet)
+        else:
+            after = f"was not ready after {args.timeout:g} s; it is {info['State']}"
+            context.fail(CtlError("Timeout", f"{info['Name']} {after}"), info["Name"])
     return context.exit_code
 
 
 def _is_settled(info: Info) -> bool:
-    return info["State"] in ACTIVE or info["State"] in _LOST
+    return info["State"] in (*ACTIVE, *LOST)
 
 
 def _report(context: Context, info: Info, quiet: bool) -> None:
@@ -144,7 +115,7 @@ def _await_change(context: Context, names: Sequence[str], due: float) -> None:
 
 
 def _may_recover(result: Info) -> bool:
-    return result["Health"] not in _WELL and result["State"] not in _LOST
+    return result["Health"] not in _WELL and result["State"] not in LOST
 
 
 def _details(result: Info, now: float) -> str:
@@ -152,7 +123,7 @@ def _details(result: Info, now: float) -> str:
     if result["Health"] == "unknown":
         coming = result["Next"] if result["State"] in ("starting", "restarting") else "it is not probed"
         said = [result["StateReason"], coming]
-        return f"{_elapsed(result, now)}: {'; '.join(part for part in said if part)}"
+        return f"{loading(result, now)}: {'; '.join(part for part in said if part)}"
     answer = f"{result['Outcome']} in {duration(result['LatencyUSec'] / 1e6)} at {_place(result['Endpoint'])}"
     busy = f"not counted: {result['StateReason']}" if result["Health"] == "busy" else ""
     failures = f"{result['Failures']} of {result['MaxFailures']} failed probes in a row" if result["Failures"] else ""
@@ -169,16 +140,13 @@ def _place(endpoint: str) -> str:
     return f"{url.removeprefix('http://localhost')} of {socket}"
 
 
-def _elapsed(result: Info, now: float) -> str:
-    """For how long a model has been starting, and how long that usually takes."""
-    since = now - result["StateChangeTimestamp"] / 1e6
-    if result["State"] != "starting" or not 0 <= since < now:
-        return ""
-    usual = result["UsualLoadUSec"] / 1e6
-    return f" ({duration(since)}{f' of usually {duration(usual)}' if usual >= 1 else ''})"
-
-
-_MEANINGS = {"busy": "busy: not counted", "failed": "counted as failed", "void": "the machine slept: not counted"}
+_MEANINGS = {
+    "busy": "busy: not counted",
+    "failed": "counted as failed",
+    "void": "the machine or cortexd stood still: not counted",
+}
+_UNASKED = "not-asked"
+"""The outcome of a probe for which cortexd itself had not what it takes."""
 
 
 def _history(context: Context, history: list[tuple[int, str, str, int, str]]) -> None:
@@ -186,7 +154,8 @@ def _history(context: Context, history: list[tuple[int, str, str, int, str]]) ->
     for when, asked, outcome, latency, meaning in history:
         clock = time.strftime("%H:%M:%S", time.localtime(when / 1e6))
         took = duration(latency / 1e6)
-        remark = f"  {_MEANINGS[meaning]}" if meaning in _MEANINGS else ""
+        said = "cortexd could not ask: not counted" if outcome == _UNASKED else _MEANINGS.get(meaning, "")
+        remark = f"  {said}" if said else ""
         line = f"  {clock}  {asked:<6}  {clean(outcome):<20}  {took:>7}{remark}"
         role = {"ok": "dim", "failed": "failing", "busy": "warning"}.get(meaning, "")
         context.out.line(context.out.paint(line, role))

@@ -14,9 +14,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from time import monotonic
 
-from cortexctl import wire
 from cortexctl.errors import CtlError, DaemonError
-from cortexd import encoding
+from cortexd import decoding, encoding
 from cortexd.names import BUS_NAME
 
 TYPE_CHECKING = False  # typing takes as long to import as half of our own modules
@@ -170,7 +169,9 @@ class Bus:
         fields = {encoding.PATH: call.path, encoding.DESTINATION: call.destination, encoding.INTERFACE: call.interface}
         fields[encoding.MEMBER] = call.member
         try:
-            data = wire.method_call(self._serial, fields, call.signature, call.body, autostart=self._autostart)
+            content = encoding.encode(call.signature, call.body)
+            flags = 0 if self._autostart else encoding.NO_AUTO_START
+            data = encoding.message(encoding.METHOD_CALL, flags, self._serial, fields, call.signature, content)
         except UnicodeEncodeError:
             raise CtlError("InvalidConfig", "an argument is not valid UTF-8") from None
         try:
@@ -192,19 +193,19 @@ class Bus:
         if not data:
             raise _lost(None)
         self._buffer += data
-        while len(self._buffer) >= 16 and len(self._buffer) >= (size := wire.size(self._buffer)):
+        while len(self._buffer) >= 16 and len(self._buffer) >= (size := decoding.size(self._buffer)):
             self._file(bytes(self._buffer[:size]))
             del self._buffer[:size]
 
     def _file(self, data: bytes) -> None:
-        kind, fields, values = wire.received(data)
-        if kind == wire.SIGNAL and fields[encoding.MEMBER] not in _UNASKED:
+        kind, _, _, fields, values = decoding.received(data)
+        if kind == encoding.SIGNAL and fields[encoding.MEMBER] not in _UNASKED:
             self.signals.append(Signal(fields[encoding.PATH], fields[encoding.MEMBER], values))
-        elif kind in (wire.METHOD_RETURN, wire.ERROR):
+        elif kind in (encoding.METHOD_RETURN, encoding.ERROR):
             serial = fields[encoding.REPLY_SERIAL]
             if serial == self._hello:
                 return
-            if kind == wire.METHOD_RETURN:
+            if kind == encoding.METHOD_RETURN:
                 self._answered = self._answered or fields.get(encoding.SENDER) != DBUS
                 self._replies[serial] = values
             else:
@@ -237,6 +238,12 @@ def _connect(where: str) -> _socket.socket:
     except (OSError, ValueError) as e:
         sock.close()
         reason = os.strerror(e.errno) if isinstance(e, OSError) and e.errno else str(e) or type(e).__name__
+        if isinstance(e, TimeoutError | BlockingIOError):  # somebody holds the socket: systemd, or a bus that hangs
+            raise DaemonError(
+                "BusUnavailable",
+                f"your message bus at {where} does not answer ({reason}); if it has died, systemd may take 90 s to start it "
+                "again: try again then; see 'systemctl --user status dbus.service dbus.socket'",
+            ) from None
     raise DaemonError(
         "BusUnavailable",
         f"cannot reach your message bus at {where} ({reason}); log in as this user (not through su or sudo), "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from functools import cached_property
 
-from cortexctl.bus import DBUS, PROPERTIES, Bus, Call
+from cortexctl.bus import CALL_TIMEOUT, DBUS, PROPERTIES, Bus, Call
 from cortexctl.errors import NO_SUCH_MODEL, OK, CtlError, DaemonError
 from cortexctl.human import about
 from cortexctl.output import Output
@@ -116,9 +116,9 @@ class Context:
             return [info["Name"] for info in self.models(patterns, properties=["Name"])]
         return [name for name, _ in self.each({name: manager_call("GetModel", "s", name) for name in patterns})]
 
-    def each(self, calls: Mapping[str, Call]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    def each(self, calls: Mapping[str, Call], seconds: float = CALL_TIMEOUT) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Call all at once; replies in the order of `calls`. A failure is reported, and the others go on."""
-        replies = dict(self.bus.gather(calls))
+        replies = dict(self.bus.gather(calls, seconds))
         for name in calls:
             reply = replies[name]
             if isinstance(reply, CtlError):

@@ -7,7 +7,18 @@ from itertools import groupby
 from pathlib import Path
 
 from cortexctl import journal
-from cortexctl.human import NOT_AVAILABLE, ago, alarming, clean, duration, exact_size, failed_runs, moment, size
+from cortexctl.human import (
+    NOT_AVAILABLE,
+    ago,
+    alarming,
+    clean,
+    duration,
+    exact_size,
+    failed_runs,
+    loading,
+    moment,
+    size,
+)
 from cortexctl.output import Output
 
 TYPE_CHECKING = False  # see cortexctl.bus
@@ -39,7 +50,7 @@ def describe(out: Output, info: Info, lines: int) -> None:
 
 def _fields(info: Info) -> Iterator[tuple[str, str, str]]:
     """Label, text, and the role that colours the text's first word."""
-    yield "State", info["State"], info["State"]
+    yield "State", info["State"] + loading(info, time.time()), info["State"]
     if info["StateReason"]:
         yield "Reason", info["StateReason"], ""
     if info["MainPID"]:
@@ -54,8 +65,6 @@ def _fields(info: Info) -> Iterator[tuple[str, str, str]]:
     changed = info["StateChangeTimestamp"]
     since = f" since {moment(changed)}; {ago(changed, time.time())}" if changed else ""
     yield "Active", f"{info['ActiveState']} ({info['SubState']}{result}){since}", ""
-    if info["State"] == "starting" and info["UsualLoadUSec"]:
-        yield "Usually", f"ready after {duration(info['UsualLoadUSec'] / 1e6)}", ""
     if info["StatusText"] and info["ActiveState"] not in ("inactive", "failed"):
         yield "Status", f'"{info["StatusText"]}"', ""
     if restarts := [*_restarts(info)]:

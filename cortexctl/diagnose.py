@@ -64,7 +64,11 @@ def _ended(call: Call) -> CtlError:
 
 def timed_out(bus: Bus, call: Call, seconds: float) -> CtlError:
     """`call` had no answer in time."""
-    return not_starting(bus) or DaemonError("Timeout", f"cortexd did not answer within {seconds:g} s; {_SEE}")
+    return not_starting(bus) or DaemonError(
+        "Timeout",
+        f"cortexd did not answer within {seconds:g} s; 'systemctl --user restart cortexd' starts it anew (models go on "
+        f"running); {_SEE}",
+    )
 
 
 UNUSABLE = 78

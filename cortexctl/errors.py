@@ -14,12 +14,12 @@ EXIT_CODES = (
         OK,
         "done; active (status, is-active), enabled (is-enabled), failed (is-failed), healthy or busy (health), "
         "can start (check), "
-        "nothing to fix (doctor)",
+        "nothing to fix (doctor), all in force (security)",
     ),
     (
         FAILURE,
         "failed; not enabled (is-enabled), not failed (is-failed), failing or not ready (health), cannot start (check), "
-        "something to fix (doctor)",
+        "something to fix (doctor), not all in force (security)",
     ),
     (USAGE, "wrong command line"),
     (NOT_ACTIVE, "not active (status, is-active)"),

@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 import time
 
+TYPE_CHECKING = False  # see cortexctl.bus
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
 NOT_AVAILABLE = 2**64 - 1
 """What the API says for a figure that this machine does not have."""
 
@@ -75,6 +80,16 @@ def duration(seconds: float) -> str:
         if len(parts) == 2:
             break
     return " ".join(part for part in parts if part)
+
+
+def loading(info: Mapping[str, Any], now: float) -> str:
+    """For how long a model has been starting, and how long that usually takes: " (3.5s of usually 9.2s)"; empty where it does
+    not start, or that cannot be told. `now`: seconds since the epoch."""
+    since = now - info["StateChangeTimestamp"] / 1e6
+    if info["State"] != "starting" or not 0 <= since < now:
+        return ""
+    usual = info["UsualLoadUSec"] / 1e6
+    return f" ({duration(since)}{f' of usually {duration(usual)}' if usual >= 1 else ''})"
 
 
 def alarming(warning: str) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from cortexctl.human import strip_sequences
+from cortexd.names import model_name
 
 _STARTING = "MESSAGE_ID=7d4958e842da4a758f6c1cdc7b36dcc5"
 """systemd's message when it begins to start a unit (sd-messages(3)): one a run, found by its index."""
@@ -58,23 +60,28 @@ def reading(folders: tuple[Path, ...] = FOLDERS) -> str:
     return "--user" if own in readable and _SYSTEMS not in readable else "--quiet"
 
 
-def flood(folders: tuple[Path, ...] = FOLDERS) -> str:
-    """That journald may be dropping lines of the user's services, and for whose sake; empty where it does not. For those
+def flood(units: Sequence[str], folders: tuple[Path, ...] = FOLDERS) -> str:
+    """That journald may be dropping lines of these or other services of the user, and for whose sake; empty where it does not. For those
     who may not read where it says so itself: told by how many lines it took in its window of 30 s, 10,000 at least
     (journald.conf(5), RateLimitBurst=)."""
     if any(os.access(file, os.R_OK) for folder in folders for file in _journals(folder) if file.name == _SYSTEMS):
         return ""
     uid = os.getuid()
-    # One limit for each severity; that of a server's lines is the one of notices, too.
-    match = [f"_SYSTEMD_UNIT=user@{uid}.service", f"_UID={uid}", "PRIORITY=5", "PRIORITY=6"]
-    units = Counter(_journalctl("--since=-30s", "-o", "cat", "--output-fields=_SYSTEMD_USER_UNIT", *match).splitlines())
-    if units.total() < 10_000:
-        return ""
-    ((unit, most),) = units.most_common(1)
-    return (
-        f"the journal may be dropping lines: it takes only so many in 30 s from all of your services together, and "
-        f"{unit.removesuffix('.service')} wrote {most} of the last {units.total()}; 'man journald.conf' (RateLimitBurst=)"
-    )
+    for levels in (["PRIORITY=5", "PRIORITY=6"], ["PRIORITY=7"]):  # a limit for both, and one for debug alone
+        match = [f"_SYSTEMD_UNIT=user@{uid}.service", f"_UID={uid}", *levels]
+        text = _journalctl("--since=-30s", "-o", "cat", "--output-fields=_SYSTEMD_USER_UNIT", *match)
+        wrote = Counter(text.splitlines())
+        if wrote.total() < 10_000 or (len(levels) == 1 and not wrote.keys() & set(units)):
+            continue
+        ((unit, most),) = wrote.most_common(1)
+        model = "" if len(levels) == 1 else model_name(unit)
+        remedy = f"'cortexctl set {model} log_level=debug' leaves the others room; " if model else ""
+        return (
+            f"the journal may be dropping lines: it takes only so many in 30 s from all of your services together, and "
+            f"{unit.removesuffix('.service')} wrote {most} of the last {wrote.total()}; {remedy}"
+            "'man journald.conf' (RateLimitBurst=)"
+        )
+    return ""
 
 
 def unreadable(folders: tuple[Path, ...] = FOLDERS) -> str | None:

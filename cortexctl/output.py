@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ACTIVE = ("ready", "busy", "degraded", "unhealthy")
 """States in which a model counts as active."""
+LOST = ("stopped", "failed")
+"""States from which a model does not become active by itself."""
 
 _MARKS = {"failed": "×", "stopped": "○"}
 _ASCII = {"●": "*", "○": "o", "×": "x", "✓": "+"}
@@ -45,6 +47,10 @@ _COLORS = {
     "bold": "1",
     "dim": "2",
 }
+
+
+_LITTLE_ROOM = 20
+"""Columns in which nobody would want to read a sentence."""
 
 
 class Row:
@@ -141,10 +147,13 @@ class Output:
         return self.paint(printable(sign), state)
 
     def table(self, head: Sequence[str], rows: Sequence[Row], painted: Sequence[int] = ()) -> None:
-        """Columns as wide as their widest cell; the cells of `painted` columns have the colour of their own text."""
+        """Columns as wide as their widest cell, the last one as the terminal has room for it; the cells of `painted` columns
+        have the colour of their own text."""
         cells = [list(head), *([clean(cell) for cell in row.cells] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        before = len(self._indent(rows)) + sum(widths[:-1]) + 2 * len(widths[:-1])
         for number, row in enumerate(cells):
+            row[-1], *more = folded(row[-1], width(sys.stdout) - before)
             padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
             if number:
                 for column in painted:
@@ -153,6 +162,8 @@ class Output:
             below = rows[number - 1].below if number else ""
             mark = f"{self.mark(rows[number - 1].mark)} " if number and rows[number - 1].mark else self._indent(rows)
             print(mark + (text if number else self.paint(text, "bold")))
+            for line in more:
+                print(" " * before + line)
             if below:
                 print(self.paint(f"    {clean(below)}", "dim"))
 
@@ -177,6 +188,16 @@ def width(stream: TextIO) -> int:
         return os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
         return 0
+
+
+def folded(text: str, room: int) -> list[str]:
+    """As lines of at most so many characters, broken at blanks; as one where it fits, or where there is hardly any room (or no
+    terminal)."""
+    if room < _LITTLE_ROOM or len(text) <= room:
+        return [text]
+    import textwrap
+
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -10,7 +10,7 @@ from cortexctl.bus import Call
 from cortexctl.context import MODEL_CHANGES, Context
 from cortexctl.errors import CtlError, DaemonError, Interrupted
 from cortexctl.human import clean, duration
-from cortexctl.output import printable, width
+from cortexctl.output import ACTIVE, LOST, printable, width
 from cortexd.names import model_path
 
 TYPE_CHECKING = False  # see cortexctl.bus
@@ -61,7 +61,8 @@ class Progress:
         self.clear()
 
     def follow(self, waits: Mapping[str, Call]) -> Iterator[tuple[str, Reply]]:
-        """Wait for all; yields each as it ends. Raises Interrupted on Ctrl-C, DaemonError where cortexd ends meanwhile."""
+        """Wait for all; yields each as it ends. Raises Interrupted on Ctrl-C, DaemonError where cortexd ends meanwhile and is not
+        started again, or not for what would load."""
         self._waiting = {model_path(name): name for name in waits}
         if self.shown and self._loads:
             found, _ = self._context.lookup(list(waits)) if waits else ([], {})
@@ -69,7 +70,8 @@ class Progress:
         try:
             for name, reply in self._context.bus.gather(waits, None, self._tick if self.shown else None):
                 if isinstance(reply, CtlError) and reply.name in _WITHOUT_DAEMON:
-                    raise self._without_daemon()
+                    yield from self._go_on()
+                    return
                 del self._waiting[model_path(name)]
                 self.clear()
                 yield name, reply
@@ -109,6 +111,24 @@ class Progress:
         """Take the line away."""
         if self.shown:
             print(_CLEAR, end="", file=sys.stderr, flush=True)
+
+    def _go_on(self) -> Iterator[tuple[str, Reply]]:
+        """cortexd has ended, and with it its jobs. What loads goes on, and the next cortexd, where the bus starts one, says
+        what became of it; what a stop or a removal came to, its next start decides."""
+        from cortexctl.waiting import settled, watch
+
+        if not self._loads:
+            raise self._without_daemon()
+        try:
+            watch(self._context)
+            found, gone = self._context.lookup(list(self._waiting.values()))
+            yield from gone.items()
+            for info in settled(self._context, self, found, lambda info: info["State"] in (*ACTIVE, *LOST)):
+                name, reason = info["Name"], info["StateReason"] or f"it is {info['State']}"
+                del self._waiting[model_path(name)]
+                yield name, ("done", []) if info["State"] in ACTIVE else CtlError("JobFailed", reason)
+        except DaemonError:
+            raise self._without_daemon() from None
 
     def _without_daemon(self) -> DaemonError:
         """What goes on is systemd's work, or is done by the next cortexd; who wants to see its end has to ask again."""

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -26,6 +27,22 @@ def unwaiting(path: str, flags: int) -> int:
 def unlinked(path: str, flags: int) -> int:
     """The same, for what may not be a link."""
     return unwaiting(path, flags | os.O_NOFOLLOW)
+
+
+_LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "tmpfs", "overlay"})
+"""File systems of this machine's own disks and memory, by the kernel's names."""
+
+
+def on_local_disk(path: Path) -> bool:
+    """Whether it is certain that no other machine and no other process is asked for a file there (mountinfo in proc(5)); blocking."""
+    try:
+        device = path.stat().st_dev
+        mounts = [line.split(" ") for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    except OSError:
+        return False
+    numbers = f"{os.major(device)}:{os.minor(device)}"
+    kinds = {fields[fields.index("-") + 1] for fields in mounts if fields[2] == numbers}
+    return bool(kinds) and kinds <= _LOCAL
 
 
 async def in_thread(seconds: float, function: Callable[[], _T]) -> _T:

@@ -19,7 +19,8 @@ STABLE = "stable"
 GAVE_UP = "gave-up"
 """The event of a budget that is spent."""
 AT_REST = "stays-stopped"
-"""The event of a unit that was stopped for that: whatever runs later was started by somebody."""
+"""The event of a unit that was stopped for that: whatever runs later was started by somebody. For ourselves, since to
+people it says nothing that GAVE_UP does not."""
 KINDS = (*ASKED, "run", STABLE, *FAILED_ENDS, GAVE_UP, AT_REST)
 """What the budget is counted from."""
 
@@ -34,6 +35,8 @@ class Budget:
     """It was given up and its unit has been stopped since."""
     start_limit: bool = False
     """systemd's own limit of starts has ended it."""
+    why: str = ""
+    """How the last failed run ended; empty where nobody knows."""
     _failed: set[str] = field(default_factory=set)
     _known: set[str] = field(default_factory=set)
 
@@ -74,13 +77,14 @@ class Budget:
         elif event.kind in FAILED_ENDS and event.priority is not Priority.INFO:
             self._failed.add(run)
             self.start_limit = bool(event.details.get("start_limit"))
+            self.why = str(event.details.get("why", ""))
         elif event.kind == GAVE_UP:
             self.gave_up, self.at_rest = event.message, False
         elif event.kind == AT_REST:
             self.at_rest = bool(self.gave_up)
 
     def _forget(self) -> None:
-        self.start_limit = False
+        self.start_limit, self.why = False, ""
         self._failed.clear()
         self._known.clear()
 

@@ -2,8 +2,8 @@
 
 Runs on dbus-next and, unchanged for its callers, on dbus-fast (the maintained fork of the same API), which is what
 Python 3.15 and later install; CORTEX_DBUS=fast or =next chooses where both are there. Only the libraries' wire side is used
-(connect, send, receive): calls in both directions are matched here, because the libraries' own object layers lose
-replies, leak tracebacks and hang after a disconnect. Each guard names the trap that it closes.
+(connect, send, receive; of dbus-next, only the first, see transport.py): calls in both directions are matched here, because the
+libraries' own object layers lose replies, leak tracebacks and hang after a disconnect. Each guard names the trap that it closes.
 """
 
 from __future__ import annotations
@@ -94,11 +94,13 @@ class Signal:
 
 
 def _incoming(value: Any) -> Any:
-    """Library values to plain ones: variants unwrapped, structs as lists (next gives lists, fast tuples)."""
+    """dbus-fast's values to plain ones: variants unwrapped, structs as tuples."""
     if isinstance(value, _lib.Variant):
         return _incoming(value.value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, list):
         return [_incoming(v) for v in value]
+    if isinstance(value, tuple):
+        return tuple(_incoming(v) for v in value)
     if isinstance(value, dict):
         return {_incoming(k): _incoming(v) for k, v in value.items()}
     return value
@@ -129,12 +131,6 @@ def _outgoing(value: Any) -> Any:
     return _cleaned(value, _lib.Variant)
 
 
-def _weight(answer: Any) -> int:
-    """Bytes that a message of ours will have, or about as many."""
-    content = getattr(answer, "content", None)
-    return len(content) if content is not None else _about(answer.body)
-
-
 def _about(value: Any) -> int:
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode())
@@ -149,36 +145,29 @@ def _about(value: Any) -> int:
     return 8
 
 
-class _Encoded(_lib.Message):  # type: ignore[misc, name-defined]
-    """A message of dbus-next's whose body we have encoded: its own marshaller takes five times as long."""
-
-    content = b""
-
-    def _marshall(self, negotiate_unix_fd: bool = False) -> bytearray:
-        fields = {
-            encoding.PATH: self.path,
-            encoding.INTERFACE: self.interface,
-            encoding.MEMBER: self.member,
-            encoding.REPLY_SERIAL: self.reply_serial,
-            encoding.DESTINATION: self.destination,
-        }
-        given = {field: value for field, value in fields.items() if value}
-        return encoding.message(
-            self.message_type.value, self.flags.value, self.serial, given, self.signature, self.content
-        )
+def _body(message: Any) -> list[Any]:
+    """The values of a message that came in."""
+    return message.body if LIBRARY == "dbus_next" else _incoming(message.body)  # type: ignore[no-any-return]
 
 
-def _message(kind: Any, signature: str, body: Sequence[Any], **fields: Any) -> Any:
-    """A message of the library's. Values that do not fit the signature raise here or when it is sent."""
-    if LIBRARY != "dbus_next":
-        return _lib.Message(message_type=kind, signature=signature, body=_outgoing(list(body)), **fields)
+_NAMES = {
+    encoding.PATH: "path", encoding.INTERFACE: "interface", encoding.MEMBER: "member", encoding.ERROR_NAME: "error_name",
+    encoding.REPLY_SERIAL: "reply_serial", encoding.DESTINATION: "destination",
+}  # fmt: skip
+"""Header fields as dbus-fast calls them."""
+
+
+def _message(kind: int, serial: int, fields: Mapping[int, Any], signature: str, body: Sequence[Any]) -> Any:
+    """What `Bus.send` takes: bytes, or a message of dbus-fast's. Values that do not fit the signature raise here or there."""
+    if LIBRARY == "dbus_fast":
+        named = {_NAMES[field]: value for field, value in fields.items()}
+        kind = _lib.MessageType(kind)
+        return _lib.Message(message_type=kind, serial=serial, signature=signature, body=_outgoing(list(body)), **named)
     try:
         content = encoding.encode(signature, body)
     except ValueError:  # text that D-Bus forbids, or no text at all
         content = encoding.encode(signature, _cleaned(list(body)))
-    message = _Encoded(message_type=kind, signature=signature, **fields)
-    message.content = content
-    return message
+    return encoding.message(kind, 0, serial, fields, signature, content)
 
 
 class Call:
@@ -193,16 +182,17 @@ class Call:
         self.interface: str = message.interface or ""
         self.member: str = message.member
         self.signature: str = message.signature or ""
-        self.body: list[Any] = _incoming(message.body)
+        self.body = _body(message)
+
+    async def room(self) -> None:
+        """Before a long answer is made: wait until those before it are on their way. (Of dbus-fast's writer nobody knows.)"""
+        await self._bus.room(self.sender)
 
     def reply(self, signature: str = "", body: Sequence[Any] = ()) -> None:
         """Answer with values of `signature`; values that do not fit it are an internal error, logged."""
         try:
-            answer = _message(
-                _lib.MessageType.METHOD_RETURN, signature, body,
-                reply_serial=self._message.serial, destination=self._message.sender,
-            )  # fmt: skip
-            if _weight(answer) > MAX_REPLY:
+            answer = self._message_back(encoding.METHOD_RETURN, {}, signature, body)
+            if (len(answer) if isinstance(answer, bytearray) else _about(answer.body)) > MAX_REPLY:
                 self.error(DBUS + ".Error.LimitsExceeded", "the answer is too long; ask for less")
                 return
             self._send(answer)
@@ -214,20 +204,26 @@ class Call:
     def error(self, name: str, message: str) -> None:
         """Answer with a named error."""
         text = message if len(message) <= MAX_ERROR else message[: MAX_ERROR - 1] + "…"
-        self._send(_lib.Message.new_error(self._message, name, clean_text(text)))
+        self._send(self._message_back(encoding.ERROR, {encoding.ERROR_NAME: name}, "s", [text]))
+
+    def _message_back(self, kind: int, fields: dict[int, Any], signature: str, body: Sequence[Any]) -> Any:
+        fields[encoding.REPLY_SERIAL] = self._message.serial
+        if self.sender:
+            fields[encoding.DESTINATION] = self.sender
+        return _message(kind, self._bus.next_serial(), fields, signature, body)
 
     def _send(self, answer: Any) -> None:
         if self._answered:
             return
         self._answered = True
-        if not self._message.flags & _lib.MessageFlag.NO_REPLY_EXPECTED:
+        if not self._message.flags & encoding.NO_REPLY_EXPECTED:
             self._bus.send(answer)
 
 
 class _PatientSocket:
-    """A full socket buffer is "0 bytes sent": the writer then waits for writability.
+    """A full socket buffer is "0 bytes sent": dbus-fast's writer then waits for writability.
 
-    Both libraries take the BlockingIOError for the end of the connection and live on as a zombie that owns its name.
+    It takes the BlockingIOError for the end of the connection and lives on as a zombie that owns its name.
     """
 
     def __init__(self, sock: Any) -> None:
@@ -264,6 +260,8 @@ class Bus:
 
     def __init__(self, library_bus: Any) -> None:
         self._bus = library_bus
+        self._transport: Any = None
+        """dbus-next's; dbus-fast has its own."""
         self._pending: dict[int, asyncio.Future[list[Any]]] = {}
         self._subscriptions: list[_Subscription] = []
         self._server: Callable[[Call], bool] | None = None
@@ -279,9 +277,11 @@ class Bus:
         library_bus = _lib.aio.MessageBus.__new__(_lib.aio.MessageBus)
         try:
             library_bus.__init__(bus_address=address)
-            if LIBRARY == "dbus_next":
-                _guard_authentication(library_bus, loop)
             self = cls(library_bus)
+            if LIBRARY == "dbus_next":
+                from cortexd.transport import Transport
+
+                self._transport = Transport(library_bus, loop)
             library_bus.add_message_handler(self._on_message)
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await library_bus.connect()
@@ -290,7 +290,8 @@ class Bus:
             if isinstance(e, OSError | TimeoutError | _lib.AuthError | _lib.InvalidAddressError | EOFError):
                 raise BusGone(f"no connection to the bus at {address}: {str(e) or type(e).__name__}") from e
             raise
-        library_bus._writer.sock = _PatientSocket(library_bus._writer.sock)
+        if LIBRARY == "dbus_fast":
+            library_bus._writer.sock = _PatientSocket(library_bus._writer.sock)
         self._spawn(self._watch())
         return self
 
@@ -313,20 +314,21 @@ class Bus:
         """Call a method and return the reply's values. Raises BusError, BusTimeout (after `timeout` seconds), BusGone."""
         if self.closed.done():
             raise BusGone("the connection to the bus has ended")
-        serial = self._bus.next_serial()
-        message = _message(
-            _lib.MessageType.METHOD_CALL, signature, body,
-            destination=destination, path=path, interface=interface, member=member, serial=serial,
-        )  # fmt: skip
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        serial = self.next_serial()
+        fields = {
+            encoding.PATH: path, encoding.DESTINATION: destination, encoding.INTERFACE: interface, encoding.MEMBER: member
+        }  # fmt: skip
+        message = _message(encoding.METHOD_CALL, serial, fields, signature, body)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        problem = f"{destination} did not answer {member} within {timeout:g} s"
+        overdue = loop.call_later(timeout, _expire, future, problem)
         self._pending[serial] = future
         try:
             self.send(message)
-            async with asyncio.timeout(timeout):
-                return await future
-        except TimeoutError:
-            raise BusTimeout(f"{destination} did not answer {member} within {timeout:g} s") from None
+            return await future
         finally:
+            overdue.cancel()
             self._pending.pop(serial, None)
 
     async def subscribe(self, rule: str, handler: Callable[[Signal], None]) -> None:
@@ -365,17 +367,30 @@ class Bus:
 
     def emit(self, path: str, interface: str, member: str, signature: str, body: Sequence[Any]) -> None:
         """Send a signal; after the end of the connection nothing happens."""
-        self.send(_message(_lib.MessageType.SIGNAL, signature, body, path=path, interface=interface, member=member))
+        fields = {encoding.PATH: path, encoding.INTERFACE: interface, encoding.MEMBER: member}
+        self.send(_message(encoding.SIGNAL, self.next_serial(), fields, signature, body))
+
+    def next_serial(self) -> int:
+        """The number of our next message."""
+        return int(self._bus.next_serial())
 
     def send(self, message: Any) -> None:
-        """Queue a message of the library's; after the end of the connection, whose descriptor may be another file's by
-        now, nothing happens."""
+        """Queue what `_message` made; after the end of the connection, whose descriptor may be another file's by now,
+        nothing happens."""
         if self.closed.done():
+            return
+        if self._transport is not None:
+            self._transport.send(message)
             return
         sent = self._bus.send(message)
         if sent is not None:
             # Nobody awaits it: the connection's end is told once, by `closed`.
             sent.add_done_callback(lambda f: f.cancelled() or f.exception())
+
+    async def room(self, client: str) -> None:
+        """Wait until another answer for this client may be made."""
+        if self._transport is not None:
+            await self._transport.room(client)
 
     def close(self) -> None:
         """End the connection."""
@@ -408,6 +423,14 @@ class Bus:
     def _on_message(self, message: Any) -> bool:
         """Called by the library for every message; must not raise."""
         kind = message.message_type
+        if getattr(message, "too_long", False):  # dbus-fast has read it already
+            if kind == _lib.MessageType.METHOD_CALL:
+                Call(self, message).error(
+                    DBUS + ".Error.LimitsExceeded", "the message is too long; send less at a time"
+                )
+                return True
+            if kind == _lib.MessageType.SIGNAL:
+                return False
         if kind in (_lib.MessageType.METHOD_RETURN, _lib.MessageType.ERROR):
             future = self._pending.get(message.reply_serial)
             if future is not None and not future.done():
@@ -415,12 +438,10 @@ class Bus:
                     text = str(message.body[0]) if message.body else ""
                     future.set_exception(BusError(message.error_name, text))
                 else:
-                    future.set_result(_incoming(message.body))
+                    future.set_result(_body(message))
             return False
         if kind == _lib.MessageType.SIGNAL:
-            signal = Signal(
-                message.sender or "", message.path, message.interface, message.member, _incoming(message.body)
-            )
+            signal = Signal(message.sender or "", message.path, message.interface, message.member, _body(message))
             for subscription in self._subscriptions:
                 if subscription.fits(signal):
                     try:
@@ -439,6 +460,11 @@ class Bus:
             return True
 
 
+def _expire(call: asyncio.Future[list[Any]], problem: str) -> None:
+    if not call.done():
+        call.set_exception(BusTimeout(problem))
+
+
 def _close_descriptors(library_bus: Any) -> None:
     """Let go of the socket: dbus-next never does."""
     sock, stream = getattr(library_bus, "_sock", None), getattr(library_bus, "_stream", None)
@@ -450,21 +476,6 @@ def _close_descriptors(library_bus: Any) -> None:
         if part is not None:
             with contextlib.suppress(OSError):
                 part.close()
-
-
-def _guard_authentication(library_bus: Any, loop: asyncio.AbstractEventLoop) -> None:
-    """An EOF during dbus-next's authentication burns a core for ever: it reads b'' again and again without yielding."""
-
-    async def readline() -> str:
-        line = b""
-        while not line.endswith(b"\r\n"):
-            chunk = await loop.sock_recv(library_bus._sock, 1)
-            if not chunk:
-                raise EOFError("the bus closed the connection during authentication")
-            line += chunk
-        return line[:-2].decode()
-
-    library_bus._auth_readline = readline
 
 
 def session_address(environ: Mapping[str, str]) -> str:

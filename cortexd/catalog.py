@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -24,9 +25,10 @@ from cortexd.limits import LIMITS
 from cortexd.live import LiveLimits
 from cortexd.model import ModelSpec, parse_settings, stored_settings
 from cortexd.names import MAX_MODELS, check_name
-from cortexd.rebuild import rebuild
+from cortexd.rebuild import losses, rebuild
 from cortexd.registered import Definition, Model
 from cortexd.registration import Caller, fill_in
+from cortexd.reread import Reread
 from cortexd.scope import Scope
 from cortexd.secrets import NO_SECRETS, Known, Secrets, generate
 from cortexd.store import Intent, Store, StoredModel
@@ -42,7 +44,8 @@ _T = TypeVar("_T")
 
 
 class Catalog:
-    """All models by name. Changes go: check everything → database → unit file → reload; a failure undoes what was done."""
+    """All models by name. Changes go: check everything → intent → unit file → reload → database, which makes them true; a failure
+    before that undoes what was done, in this daemon or in the next one."""
 
     def __init__(self, scope: Scope, tools: Tools, store: Store, systemd: Systemd, intents: Intents) -> None:
         self._scope, self._store, self._systemd, self._intents = scope, store, systemd, intents
@@ -51,18 +54,63 @@ class Catalog:
         self.live = LiveLimits(scope, systemd, intents)
         self.secrets = Secrets(scope.secrets)
         self.models: dict[str, Model] = {}
-        self.warnings: list[str] = []
-        """What is wrong beside the models: units without one, rows that cannot be read."""
+        self._lasting: list[str] = []
+        """What was found at the start, and stays true."""
+        self._unusable: dict[str, str] = {}
+        """Why some cannot be registered, by name: until they are."""
+        self._of_nobody: list[tuple[str, str]] = []
+        """What lies around of models that are not registered, by name."""
+        self._template_problem = ""
+        self.reread = Reread(systemd)
         self.on_change: Callable[[str], None] = lambda name: None
         """Called with a model's name when its warnings have changed."""
+        self.on_warnings: Callable[[], None] = lambda: None
+        """Called when `warnings` have changed."""
         self._choosing = asyncio.Lock()
         """Held from the choice of a port until it is another model's to avoid."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong beside the models: units without one, rows that cannot be read. As of the last `look_around`."""
+        of_others = [told for name, told in [*self._unusable.items(), *self._of_nobody] if name not in self.models]
+        return [*self._lasting, *of_others, *filter(None, (self._template_problem, self.reread.warning))]
+
+    async def look_at_units(self) -> None:
+        """See which unit files somebody changed: cheap, also for a thousand models."""
+        changed = await asyncio.to_thread(self.units.changed, list(self.models.values()))
+        if changed:
+            self._refresh_warnings(changed)
+
+    async def look_around(self) -> None:
+        """See what lies around of no model: cheap, too."""
+        if self._choosing.locked():
+            return  # what a registration has written so far is somebody's
+        before = self.warnings
+        await asyncio.to_thread(self._look_around, {*self.models})
+        if self.warnings != before:
+            self.on_warnings()
+
+    def _look_around(self, registered: Collection[str]) -> None:
+        """Blocking."""
+        # Of those that cannot be read as they are there may still be need.
+        secrets = ((name, self.secrets.path(name)) for name in self.secrets.models({*registered, *self._unusable}))
+        said = [(name, f"{path} has secrets, but no model {name!r} is registered; delete it") for name, path in secrets]
+        self._of_nobody = [*said, *self.units.of_nobody(registered).items()]
+        self._template_problem = self.units.template_problem()
 
     def get(self, name: str) -> Model:
         """The model, or NoSuchModel."""
         if name not in self.models:
             raise NoSuchModel(name)
         return self.models[name]
+
+    def count(self, event: Event) -> None:
+        """Something has happened to a model: it counts towards its budget from now on."""
+        if model := self.models.get(event.model):
+            failed = model.budget.failed
+            model.budget.add(event)
+            if model.budget.failed != failed:
+                self.on_change(model.name)
 
     @asynccontextmanager
     async def locked(self, model: Model) -> AsyncIterator[None]:
@@ -89,10 +137,12 @@ class Catalog:
     def _refresh_warnings(self, models: Iterable[Model] | None = None) -> None:
         """Say anew what deserves a warning, of these models (None: of all; a port in common concerns more than the one that
         was changed)."""
-        by_port: dict[int, list[ModelSpec]] = {}
+        chosen = [*(self.models.values() if models is None else models)]
+        by_port: dict[int, list[ModelSpec]] = {model.spec.port: [] for model in chosen}
         for spec in self._specs():
-            by_port.setdefault(spec.port, []).append(spec)
-        for model in self.models.values() if models is None else models:
+            if spec.port in by_port:
+                by_port[spec.port].append(spec)
+        for model in chosen:
             if self.models.get(model.name) is not model:
                 continue  # unregistered while somebody looked at it
             found = list(
@@ -107,11 +157,15 @@ class Catalog:
                 found.append(
                     f"{model.backend_problem}; until then it goes on as it is, and cannot be started or changed"
                 )
-            if model.drifted or model.file_state is FileState.MISSING:
-                found.append(_drifted(model, self.units.path(model.name)))
+            found += self.drift(model)
             if model.warnings != tuple(found):
                 model.warnings = tuple(found)
                 self.on_change(model.name)
+
+    def drift(self, model: Model) -> list[str]:
+        """The warning that its unit file is not ours any more, where it is not."""
+        missing = model.file_state is FileState.MISSING
+        return [_drifted(model, self.units.path(model.name))] if model.drifted or missing else []
 
     async def check(self, model: Model) -> None:
         """Look again whether a model can be run, before a start: files change and go away. Raises InvalidConfig,
@@ -164,9 +218,7 @@ class Catalog:
     async def look(self, models: Sequence[Model]) -> None:
         """See whether somebody changed these models' unit files meanwhile, and backend files."""
         for model in models:
-            model.file_state = await asyncio.to_thread(
-                files.inspect, self.units.path(model.name), model.definition.text
-            )
+            await asyncio.to_thread(self.units.inspect, model)
         changed = await renewal.see(self.models.values(), self._definer.again, self._scope)
         self._refresh_warnings([*models, *changed])
         for model in changed:
@@ -175,25 +227,31 @@ class Catalog:
     async def load(self) -> None:
         """Read the database, write unit files that are missing or outdated, and report what belongs to no model."""
         if self._store.new:
-            self.warnings += await rebuild(self._store, self._scope.unit_folder)
+            self._unusable |= await rebuild(self._store, self._scope.unit_folder)
+        self._lasting += await losses(self._store, time.time())
         rows = await self._store.models()
-        for found in await loading.load(rows, self._read):
-            if isinstance(found, str):
-                self.warnings.append(found)
+        found = await loading.load(rows, self._read)
+        for row, each in zip(rows, found, strict=True):
+            if isinstance(each, str):
+                self._unusable[row.name] = each
             else:
-                self.models[found.name] = found
-        begun = {intent.model for intent in await self._store.unfinished() if intent.kind in UNBORN}
-        for name in set(self.secrets.models()) - {row.name for row in rows} - begun:
-            self.warnings.append(
-                f"{self.secrets.path(name)} has secrets, but no model {name!r} is registered; delete it"
-            )
-        changed = await asyncio.to_thread(self.units.sync_all, self.models, self.warnings)
+                self.models[each.name] = each
+        unborn = {i.model for i in await self._store.unfinished() if i.kind in UNBORN} - {row.name for row in rows}
+        removed_units = 0
+        try:
+            removed_units = await asyncio.to_thread(self._clear_away, unborn)
+        except (CortexError, OSError) as e:
+            self._lasting.append(f"what a killed cortexd has left of models that are not registered stays: {e}")
+        changed = await asyncio.to_thread(self.units.sync_all, self.models, self._lasting)
         if changed:
             log.info("wrote %d missing or outdated unit files", changed)
-        if changed or any(self._unread(model) for model in self.models.values()):
-            await self._systemd.reload()
-        await self._settle_limits()
+        removed, kept = await self.live.clean(await self._store.unfinished())
+        self._lasting += kept
+        if changed or removed or removed_units or any(self._unread(model) for model in self.models.values()):
+            await self.reread.now()
+        await self.live.settle({m.unit: m.spec for m in self.models.values() if self._systemd.cached(m.unit).running})
         self._refresh_warnings()
+        await self.look_around()
         for warning in self.warnings:
             log.warning("%s", warning)
 
@@ -213,18 +271,12 @@ class Catalog:
                 definition, broken = renewal.stand_in(row.name, settings, known, self._scope), str(e)
             return Model(row.name, definition, secrets_problem=problem, backend_problem=broken)
         except (CortexError, ValueError) as e:
-            return f"model {row.name!r} in the database cannot be read and is left alone: {e}"
+            return f"model {row.name!r} in the database cannot be read and is left alone, until it is registered again: {e}"
 
     def _unread(self, model: Model) -> bool:
         """Whether systemd has not read its unit file as it is: a daemon may have been killed before it asked for that."""
         unit = self._systemd.cached(model.unit)
         return unit.need_daemon_reload or not unit.unit_file_state
-
-    async def _settle_limits(self) -> None:
-        """Finish the changes of limits in which a daemon was killed."""
-        models = self.models.values()
-        self.warnings += await self.live.clean(await self._store.unfinished())
-        await self.live.settle({m.unit: m.spec for m in models if self._systemd.cached(m.unit).running})
 
     async def ensure_unit(self, model: Model) -> None:
         """Make sure that systemd has the unit as it should be, or a file of the user's in its place."""
@@ -275,22 +327,17 @@ class Catalog:
                 for model in models
             ]
             await asyncio.to_thread(self._forget_secrets, models)  # of models of these names which did not go in peace
-            async with AsyncExitStack() as begun:
+            intents = [Intent(model=model.name, kind="register", actor=caller.actor) for model in models]
+            async with self._intents.committing(intents) as numbers:
                 try:
-                    if api_key:  # first of all: a model that should ask for a key must never be there without one
-                        for model in models:
-                            intent = Intent(model=model.name, kind="register", actor=caller.actor)
-                            await begun.enter_async_context(self._intents.doing(intent))
+                    if api_key:  # a model that should ask for a key must never be there without one
                         await asyncio.to_thread(self._give_keys, models)
-                    await self._store.add_models({model.name: model.definition.explicit for model in models}, events)
+                    await self._write_units(models)
+                    explicit = {model.name: model.definition.explicit for model in models}
+                    await self._store.save_models(explicit, events, numbers)
                 except BaseException:
-                    await asyncio.to_thread(self._forget_secrets, models)
+                    await self._take_back([model.name for model in models])
                     raise
-            try:
-                await self._write_units(models)
-            except BaseException as e:
-                await self._take_back(models, str(e) or "interrupted", caller)
-                raise
             self.models.update((model.name, model) for model in models)
             ports = {model.spec.port for model in models}
             self._refresh_warnings(model for model in self.models.values() if model.spec.port in ports)
@@ -336,16 +383,25 @@ class Catalog:
             known = self.secrets.known(model.name)
             model.definition = self._definer.define(model.name, model.definition.explicit, known)
 
-    async def _take_back(self, models: Sequence[Model], reason: str, caller: Caller) -> None:
-        """Undo a registration that failed when it was in the database."""
-        with suppress(OSError):
-            await asyncio.to_thread(self.units.remove_all, models)
-        undone = [Event(model=m.name, kind="register-failed", message=reason, actor=caller.actor) for m in models]
-        await self._store.delete_models([model.name for model in models], undone)
-        await asyncio.to_thread(self._forget_secrets, models)
+    async def _take_back(self, names: Sequence[str]) -> None:
+        """Undo registrations that did not come as far as the database."""
+        try:
+            await asyncio.to_thread(self._clear_away, names)
+            await self._systemd.reload()
+        except (CortexError, OSError) as e:
+            log.warning("what was to be registered has left something behind: %s", e)
+
+    def _clear_away(self, names: Iterable[str]) -> int:
+        """Delete what lies around of models that are not registered; returns how many unit files. Blocking; raises OSError,
+        StoreFailed."""
+        removed = 0
+        for name in names:
+            removed += self.units.remove(name)
+            self.secrets.forget(name)
+        return removed
 
     async def _refuse_foreign_units(self, models: Sequence[Model]) -> None:
-        there = await self._systemd.list_units()
+        there = await self._systemd.existing([model.unit for model in models])
         for model in models:
             if model.unit in there:
                 await self._refuse_foreign_unit(model)
@@ -366,32 +422,35 @@ class Catalog:
         if not parsed:
             raise InvalidConfig("no setting was given; use KEY=VALUE")
         old = model.definition
-        async with self._choosing:
-            others = [spec for spec in self._specs() if spec.name != model.name]
-            explicit = await _look(fill_in, parsed, old.explicit, caller, self._scope, others)
-            new = await _look(self._definer.define, model.name, explicit, old.secrets)
-            if new.text != old.text:
-                await asyncio.to_thread(files.check_writable, self.units.path(model.name))
+        async with AsyncExitStack() as until_done:
+            async with self._choosing:
+                others = [spec for spec in self._specs() if spec.name != model.name]
+                explicit = await _look(fill_in, parsed, old.explicit, caller, self._scope, others)
+                new = await _look(self._definer.define, model.name, explicit, old.secrets)
+                if new.text != old.text:
+                    await asyncio.to_thread(files.check_writable, self.units.path(model.name))
+                intent = Intent(model=model.name, kind="set", actor=caller.actor)
+                numbers = await until_done.enter_async_context(self._intents.committing([intent]))
+                model.definition = new
             shown = shown_settings(raw)
             message = "changed " + ", ".join(f"{name}={value}" for name, value in shown.items())
             event = Event(model=model.name, kind="set", message=message[:1000], actor=caller.actor, details=shown)
-            await self._store.save_model(model.name, explicit, event)
-            model.definition = new
-        limited = any(limit.setting in parsed for limit in LIMITS)
-        try:
-            await self.ensure_unit(model)
-            if limited and self._systemd.cached(model.unit).running:
-                return await self._limit(model, old)
-            return []
-        except BaseException as e:
-            model.definition = old
-            with suppress(OSError):
-                await asyncio.to_thread(self.units.sync, model)
-            undone = Event(model=model.name, kind="set-failed", message=str(e) or "interrupted", actor=caller.actor)
-            await self._store.save_model(model.name, old.explicit, undone, undo=True)
-            if limited:
-                await self.live.undo(model.unit, old.spec.limits)
-            raise
+            limited = any(limit.setting in parsed for limit in LIMITS)
+            told = []
+            try:
+                await self.ensure_unit(model)
+                if limited and self._systemd.cached(model.unit).running:
+                    told = await self._limit(model, old)
+                await self._store.save_models({model.name: explicit}, [event], numbers)
+            except BaseException:
+                model.definition = old
+                with suppress(OSError, CortexError):
+                    if await asyncio.to_thread(self.units.sync, model):
+                        await self._systemd.reload()
+                if limited:
+                    await self.live.undo(model.unit, old.spec.limits)
+                raise
+        return told
 
     async def _limit(self, model: Model, old: Definition) -> list[str]:
         """Bring its limits to a model that runs. Returns what does not follow at once, a sentence each."""

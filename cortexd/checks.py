@@ -24,6 +24,7 @@ _MAX_SOCKET_PATH = 107
 """Bytes (unix(7))."""
 _ASKED = '[!-"$-~]'
 """A character of what is asked of a server: printable, and not the # after which a URL says what concerns the client alone."""
+_RUN_LATER = (".ssh", ".local/bin", "bin", ".config/autostart", ".local/lib")
 UNPROTECTED = "its server has no sandbox, and can do whatever you can"
 OPEN_TO_ALL = "anybody who reaches this machine can use the model, and it asks for no key"
 """What the client shows louder than other warnings."""
@@ -73,7 +74,9 @@ def check_spec(spec: ModelSpec, backend: Backend, scope: Scope) -> None:
         )
     for folder in spec.hardening.read_write_paths:
         if ours := opened(folder, scope):
-            raise InvalidConfig(f"ReadWritePaths={folder!r}: would open {ours}, which no model may see; leave it out")
+            raise InvalidConfig(
+                f"ReadWritePaths={folder!r}: would open {ours}, by which a model gets out of its sandbox; leave it out"
+            )
     for assignment in spec.env:
         _check_folder(*assignment.partition("=")[::2], scope)
     backend.check(spec)
@@ -168,6 +171,9 @@ def warnings_of(
             f"security=baseline: its server can read and write what you can, other models' secrets too; "
             f"'cortexctl set {spec.name} security=' fences it, where this machine gives its users namespaces"
         )
+    for folder in spec.hardening.read_write_paths:
+        if any(Path(folder).is_relative_to(Path.home() / name) for name in _RUN_LATER):
+            yield f"ReadWritePaths={folder!r}: what its server writes there may run later outside of any sandbox"
     same = [o.name for o in others if o.name != spec.name and o.port == spec.port and overlap(o.host, spec.host)]
     if same and not spec.socket:
         who = f"model {same[0]} has" if len(same) == 1 else f"models {same[0]} and {len(same) - 1} more have"

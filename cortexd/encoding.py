@@ -25,20 +25,28 @@ FIXED = {"y": "B", "b": "I", "n": "h", "q": "H", "i": "i", "u": "I", "x": "q", "
 PATH, INTERFACE, MEMBER, ERROR_NAME, REPLY_SERIAL, DESTINATION, SENDER, SIGNATURE = range(1, 9)
 """Header fields."""
 
-_KINDS = {PATH: "o", REPLY_SERIAL: "u", SIGNATURE: "g"}
+METHOD_CALL, METHOD_RETURN, ERROR, SIGNAL = 1, 2, 3, 4
+"""Types of messages."""
+
+NO_REPLY_EXPECTED, NO_AUTO_START = 1, 2
+"""Flags."""
+
 _PADDING = tuple(bytes(-position % 8) for position in range(8))
 _FOUR = tuple(bytes(-position % 4) for position in range(4))
 _LENGTH = Struct("<I").pack
-_HEADER = Struct("<cBBBII").pack
+_HEADER = Struct("<cBBBIII").pack
 _PATH = r"/|(/[A-Za-z0-9_]+)+"
 
 
 def message(kind: int, flags: int, serial: int, fields: Mapping[int, Any], signature: str, content: bytes) -> bytearray:
     """A whole message; `content` is the body of that signature, encoded."""
-    if signature:
-        fields = {**fields, SIGNATURE: signature}
-    out = bytearray(_HEADER(b"l", kind, flags, 1, len(content), serial))
-    writer("a(yv)")(out, [(field, (_KINDS.get(field, "s"), value)) for field, value in fields.items()])
+    out = bytearray(_HEADER(b"l", kind, flags, 1, len(content), serial, 0))
+    for field, value in {**fields, SIGNATURE: signature}.items() if signature else fields.items():
+        out += _PADDING[len(out) & 7]
+        prefix, write = _FIELDS[field]
+        out += prefix
+        write(out, value)
+    out[12:16] = _LENGTH(len(out) - 16)
     out += _PADDING[len(out) & 7]
     out += content
     return out
@@ -210,3 +218,11 @@ def _properties(out: bytearray, value: Mapping[str, Any]) -> None:
         out += prefix
         write(out, content)
     out[place : place + 4] = _LENGTH(len(out) - begin)
+
+
+_KINDS = {PATH: "o", REPLY_SERIAL: "u", SIGNATURE: "g"}
+_FIELDS = {
+    field: (bytes((field, 1, ord(kind), 0)), writer(kind))
+    for field, kind in ((field, _KINDS.get(field, "s")) for field in range(PATH, SIGNATURE + 1))
+}
+"""How a header field begins, and the writer of its value."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -38,9 +38,24 @@ class Event:
     id: int = 0
 
 
+MAX_TEXT = 4096
+"""Characters of a message, and of each text of the details; more are cut off."""
+
+
+def bounded(event: Event) -> Event:
+    """As the audit log keeps it, whatever a caller, a server or a file has put into it."""
+
+    def cut(value: Any) -> Any:
+        long = isinstance(value, str) and len(value) > MAX_TEXT
+        return value[: MAX_TEXT - 1] + "…" if long else value
+
+    return replace(event, message=cut(event.message), details={name: cut(each) for name, each in event.details.items()})
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """That cortexd itself brings a run (its InvocationID) to its end: by stop, kill or health, with which signal."""
+    """That a run (its InvocationID) is being brought to its end: by cortexd (stop, gave-up, kill, health), with which signal, or
+    by systemd itself, which was told to stop it (systemd)."""
 
     run: str = ""
     by: str = ""
@@ -50,7 +65,7 @@ class Ending:
 
     def stops(self, run: str) -> bool:
         """Whether it is a stop of that run: what else is done to the run then makes it nobody's failure."""
-        return self.run == run and self.by in ("stop", "gave-up")
+        return self.run == run and self.by in ("stop", "gave-up", "systemd")
 
 
 def shown_settings(settings: Mapping[str, object]) -> dict[str, str]:

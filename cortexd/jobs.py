@@ -118,8 +118,12 @@ class JobTable:
             job.end(JobState.CANCELED, e)
         except JobTimeout as e:
             job.end(JobState.TIMEOUT, e)
+        except JobFailed as e:
+            job.end(JobState.FAILED, e)
         except CortexError as e:
-            job.end(JobState.FAILED, e if isinstance(e, JobFailed) else JobFailed(str(e)))
+            failed = JobFailed(str(e))
+            failed.__cause__ = e
+            job.end(JobState.FAILED, failed)
         except asyncio.CancelledError:
             what = f"cortexd is ending; systemd goes on with the {job.kind} of {job.model}"
             job.end(JobState.CANCELED, ShuttingDown(what))

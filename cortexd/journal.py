@@ -65,14 +65,19 @@ class What(StrEnum):
     FAILED = "failed"
     AGAIN = "again"
     """The run is over and systemd starts the next one by itself."""
+    STOPPING = "stopping"
+    """The manager was told to stop it, or to start it anew."""
     STOPPED = "stopped"
     """The manager was told to stop it, and has."""
+    LIMIT = "limit"
+    """Nothing that it says: it has said FAILED a second time, since its own limit of starts keeps it from starting the next one
+    (measured on 252)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One word of the user's manager about a run. `time`: microseconds since the epoch; `monotonic`: microseconds of
-    CLOCK_MONOTONIC; `result`: systemd's, where it failed."""
+    CLOCK_MONOTONIC; `result`: systemd's, where it failed; `restarts`: its count, with AGAIN, the start that comes among them."""
 
     unit: str
     run: str
@@ -80,6 +85,7 @@ class Entry:
     what: What
     result: str = ""
     monotonic: int = 0
+    restarts: int = 0
 
 
 _MESSAGES = {
@@ -87,6 +93,7 @@ _MESSAGES = {
     "39f53479d3a045ac8e11786248231fbf": What.READY,
     "d9b373ed55a64feb8242e02dbe79a49c": What.FAILED,
     "5eb03494b6584870a536b337290809b3": What.AGAIN,
+    "de5b426a63be47a7b6ac3eaac82e2f6f": What.STOPPING,
     "9d1aaa27d60140bd96365438aad20286": What.STOPPED,
 }
 """systemd's message ids (sd-messages.h)."""
@@ -105,19 +112,20 @@ _MAX_ENTRIES = 20_000
 async def runs(since: int) -> list[Entry]:
     """What the manager has said of runs since then (microseconds since the epoch), oldest first, of all units."""
     matches = [*(f"MESSAGE_ID={number}" for number in _MESSAGES), *BY_MANAGER]
-    fields = ("USER_UNIT", "USER_INVOCATION_ID", "MESSAGE_ID", "UNIT_RESULT", "JOB_TYPE")
+    fields = ("USER_UNIT", "USER_INVOCATION_ID", "MESSAGE_ID", "UNIT_RESULT", "JOB_TYPE", "N_RESTARTS")
     found = []
     for record in await records(matches, fields, lines=_MAX_ENTRIES, since=since):
         try:
             what = _MESSAGES[record["MESSAGE_ID"]]
             unit, run = str(record["USER_UNIT"]), str(record["USER_INVOCATION_ID"])
-            monotonic = int(record.get("__MONOTONIC_TIMESTAMP", 0))
+            monotonic, restarts = int(record.get("__MONOTONIC_TIMESTAMP", 0)), int(record.get("N_RESTARTS", 0))
         except (KeyError, TypeError, ValueError):
             continue
         if what is What.STOPPED and record.get("JOB_TYPE") != "stop":
             continue  # a restart says so, too, between two runs
         result = str(record.get("UNIT_RESULT", ""))
-        found.append(Entry(unit, run, time_of(record), what, result if result in RESULTS else "", monotonic))
+        result = result if result in RESULTS else ""
+        found.append(Entry(unit, run, time_of(record), what, result, monotonic, restarts))
     return found
 
 
@@ -126,30 +134,36 @@ _SOCKET = "/run/systemd/journal/socket"
 
 _WINDOW = 30_000_000  # microseconds
 _BURST = 10_000
-"""journald's limit of lines in that time, which it holds all of a user's services to together, each severity alone, notice
-and info as one (journald.conf(5), RateLimitBurst=): at least so many, up to six times as many on a large disk. What comes
-above it is dropped. That it was, journald says in the system's journal alone, which most users may not read."""
+"""journald's limit of lines in that time, which it holds all of a user's services to together (journald.conf(5),
+RateLimitBurst=): at least so many, up to six times as many on a large disk. What comes above it is dropped. That it was,
+journald says in the system's journal alone, which most users may not read."""
+
+POOLS = {"info": ("5", "6"), "debug": ("7",)}
+"""Levels that are held to that limit together, and apart from all others (src/journal/journald-rate-limit.c, priority_map), by
+the one that a server's lines have (the setting log_level)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """So many lines of the user's services that journald may have dropped some; `most` of them wrote `unit`."""
+    """So many lines of the user's services that journald may have dropped some of that level (of POOLS); `most` of them wrote
+    `unit`."""
 
     lines: int
     unit: str
     most: int
+    level: str = "info"
 
 
-async def flood(until: int) -> Flood | None:
+async def flood(until: int, level: str = "info") -> Flood | None:
     """Whether journald may have dropped lines of the user's services just then (microseconds since the epoch)."""
     service = f"_SYSTEMD_UNIT=user@{os.getuid()}.service"
     form = ["--output=cat", "--output-fields=_SYSTEMD_USER_UNIT", *_between(until - _WINDOW, until)]
-    text = await _run([*form, service, MINE, "PRIORITY=5", "PRIORITY=6"])
+    text = await _run([*form, service, MINE, *(f"PRIORITY={number}" for number in POOLS[level])])
     units = Counter(text.decode(errors="replace").splitlines())
     if units.total() < _BURST:
         return None
     ((unit, most),) = units.most_common(1)
-    return Flood(units.total(), unit, most)
+    return Flood(units.total(), unit, most, level)
 
 
 def tell(unit: str, run: str, message: str) -> None:

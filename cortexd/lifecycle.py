@@ -14,16 +14,16 @@ from cortexd.diagnosis.examiner import Examiner, from_error
 from cortexd.diagnosis.finding import Finding
 from cortexd.diagnosis.preflight import merged
 from cortexd.diagnosis.why import Cause
-from cortexd.errors import InvalidConfig, JobCanceled, JobFailed, PortInUse, ShuttingDown
+from cortexd.errors import InvalidConfig, JobCanceled, JobFailed, PortInUse, ShuttingDown, StoreFailed
 from cortexd.events import REFUSED, Ending, Event, Priority
 from cortexd.intents import Intents
 from cortexd.jobs import Job, JobState, JobTable, Work
 from cortexd.registered import Model
 from cortexd.registration import Caller
-from cortexd.runs import NO_MORE_RUNS
+from cortexd.runs import NO_MORE_RUNS, unclean
 from cortexd.states import describe_end
 from cortexd.store import Intent, Store
-from cortexd.systemd.protocol import Systemd, SystemdJob, UnitState
+from cortexd.systemd.protocol import Systemd, SystemdJob
 from cortexd.units.render import missing_folders, probe_address
 
 CAUSE_SECONDS = 1.0
@@ -54,9 +54,9 @@ class Lifecycle:
         if self._closing:
             raise ShuttingDown("cortexd is ending; try again in a moment")
 
-    async def record(self, model: Model, kind: str, message: str, caller: Caller) -> None:
-        """Write to the audit log who asked for what, before it is done."""
-        await self._store.add_event(self.event(model, kind, message, caller))
+    async def record_end(self, model: Model, kind: str, message: str, caller: Caller) -> None:
+        """Write to the audit log who asked for a run's end, before it is done; also where the disk is full."""
+        await self._store.add_event(self.event(model, kind, message, caller), last=True)
 
     def event(self, model: Model, kind: str, message: str, caller: Caller) -> Event:
         """That somebody asked for something, of the run that there is."""
@@ -79,6 +79,7 @@ class Lifecycle:
                         await self._check_port(model)
                 await self._catalog.ensure_unit(model)
                 self._catalog.check_loaded(model)
+                warnings = [*warnings, *self._catalog.drift(model)]
                 asked = self.event(model, "start", "start asked for", caller)
                 async with self._intents.doing(Intent(model=name, kind="start", actor=caller.actor), asked=asked):
                     if unit.active_state != "active":
@@ -181,16 +182,19 @@ class Lifecycle:
         model = self._catalog.get(name)
         asked = self.event(model, "stop", "stop asked for", caller)
         intent = Intent(model=name, kind="stop", details={"run": asked.invocation_id}, actor=caller.actor)
-        number = await self._intents.begin(intent, asked)  # before anybody is told that there is a job
+        try:
+            number = await self._intents.begin(intent, asked, last=True)  # before anybody is told that there is a job
+        except StoreFailed as e:
+            raise StoreFailed(f"{e}; 'systemctl --user stop {model.unit}' stops it all the same") from e
         model.latest_start = None
 
         async def work(job: Job) -> None:
             async with self._intents.ending(number):
                 await self.stop_and_wait(model, job)
 
-        return await self._begun(number, lambda: self.jobs.spawn("stop", name, work))
+        return await self.begun(number, lambda: self.jobs.spawn("stop", name, work))
 
-    async def _begun(self, number: int, spawn: Callable[[], Job]) -> Job:
+    async def begun(self, number: int, spawn: Callable[[], Job]) -> Job:
         """Spawn the job that sees to an intent's ending."""
         try:
             return spawn()
@@ -222,12 +226,12 @@ class Lifecycle:
             event = Event(model=model.name, kind="stopped", message="stopped", invocation_id=unit.invocation_id)
             # With what a server exits that was interrupted while it loaded tells nothing.
             if was_running and not (was_loading and unit.result == "exit-code"):
-                message = _unclean(unit, model.plan.stop_seconds)
+                message = unclean(unit, model.plan.stop_seconds)
                 job.warnings.append(message)
                 event = replace(event, kind="stop-unclean", message=message, priority=Priority.WARNING)
             if model.ending is ending or model.ending != ending:  # else it is told by a later stop of the same run
                 if was_running:
-                    await self._store.add_event(event)
+                    await self._store.add_event(event, last=True)
                 await self._systemd.reset_failed(model.unit)
                 unit = await self._systemd.refresh(model.unit)
         if unit.running:
@@ -246,6 +250,7 @@ class Lifecycle:
             if model.url != model.definition.url:  # it moves
                 await self._check_port(model)
             await self._catalog.ensure_unit(model)
+            warnings = [*warnings, *self._catalog.drift(model)]
             asked = self.event(model, "restart", "restart asked for", caller)
             if unit.active_state == "active":
                 await self._store.add_event(asked)
@@ -269,13 +274,7 @@ class Lifecycle:
                 raise
             await self._await_start(model, queued, job)
 
-        return await self._begun(number, lambda: self._spawn_start("restart", model, stop_then_start, warnings))
-
-
-def _unclean(unit: UnitState, stop_seconds: float) -> str:
-    if unit.result == "timeout":
-        return f"it did not end within {stop_seconds} s and was killed"
-    return f"it did not end cleanly: {describe_end(unit)}"
+        return await self.begun(number, lambda: self._spawn_start("restart", model, stop_then_start, warnings))
 
 
 async def _no_cause(run: str, seconds: float) -> Cause | None:

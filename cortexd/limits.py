@@ -84,6 +84,9 @@ class Verdict:
 NOT_APPLIED = "the kernel has another value"
 """The reason where nothing explains the difference: the unit file was changed, and nobody told the unit that runs."""
 
+LIFTED = "the kernel has a higher one: somebody lifted it, or the unit file was changed"
+"""The same where more is allowed than was asked for."""
+
 
 def properties(limits: ResourceLimits) -> dict[Limit, int]:
     """What SetUnitProperties takes for each (org.freedesktop.systemd1(5)); CPU time in microseconds a second."""
@@ -138,7 +141,7 @@ def _verdict(limit: Limit, asked: float, found: UnitLimits, drop_ins: Mapping[st
     if own is None:
         return Verdict(limit.setting, requested, "", *_not_enforced(limit, found))
     around = [(group.values[limit.file], i, group) for i, group in _around(limit, found)]
-    if around and (least := min(around))[0] < own - limit.tolerance:
+    if around and (least := min(around))[0] < min(own, asked) - limit.tolerance:
         value, place, group = least
         reason = f"{group.name} as a whole has no more"
         return Verdict(limit.setting, requested, limit.text(value), reason, _raise(limit, found, place))
@@ -148,6 +151,9 @@ def _verdict(limit: Limit, asked: float, found: UnitLimits, drop_ins: Mapping[st
     if theirs:
         remedy = f"delete that line there, then 'systemctl --user daemon-reload' and 'cortexctl restart {name}'"
         return Verdict(limit.setting, requested, limit.text(own), f"{theirs[-1]} says otherwise", remedy)
+    if limit.caps and own > asked:
+        remedy = f"'cortexctl restart {name}' brings it; if its server did that, do not trust it"
+        return Verdict(limit.setting, requested, limit.text(own), LIFTED, remedy)
     return Verdict(limit.setting, requested, limit.text(own), NOT_APPLIED, f"'cortexctl restart {name}' brings it")
 
 

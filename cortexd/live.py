@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cortexd.errors import CortexError, StoreFailed
 from cortexd.intents import Intents
-from cortexd.limits import LIMITS, NOT_APPLIED, Limit, Verdict, assigned, is_ours, properties, verdicts
+from cortexd.limits import LIFTED, LIMITS, NOT_APPLIED, Limit, Verdict, assigned, is_ours, properties, verdicts
 from cortexd.model import ModelSpec, ResourceLimits
 from cortexd.names import model_name, unit_name
 from cortexd.scope import Scope
@@ -83,9 +83,9 @@ class LiveLimits:
             else:
                 await self._systemd.reload()
 
-    async def clean(self, begun: Iterable[Intent]) -> list[str]:
-        """Delete what a daemon left that was killed between two steps, as `begun` says. Returns what cannot be deleted, a
-        sentence each."""
+    async def clean(self, begun: Iterable[Intent]) -> tuple[int, list[str]]:
+        """Delete what a daemon left that was killed between two steps, as `begun` says. Returns how many drop-ins were deleted,
+        of which systemd is the caller's to tell, and what cannot be deleted, a sentence each."""
         left: dict[str, dict[Limit, int]] = {}
         for intent in begun:
             made = intent.details.get("made")
@@ -93,10 +93,9 @@ class LiveLimits:
                 values = {limit: made[limit.directive] for limit in LIMITS if limit.directive in made}
                 left.setdefault(unit_name(intent.model), {}).update(values)
         found = await asyncio.to_thread(lambda: [self._remove(unit, values) for unit, values in left.items()])
-        if any(removed for removed, _ in found):
-            log.info("deleted drop-ins that a killed cortexd had left")
-            await self._systemd.reload()
-        return [sentence for _, kept in found for sentence in kept]
+        if removed := sum(removed for removed, _ in found):
+            log.info("deleted %d drop-ins that a killed cortexd had left", removed)
+        return removed, [sentence for _, kept in found for sentence in kept]
 
     async def verdicts(self, specs: Mapping[str, ModelSpec]) -> dict[str, list[Verdict]]:
         """Which limits of these units are in force; nothing of those that do not run."""
@@ -109,7 +108,7 @@ class LiveLimits:
         """Bring to the units that run what their files say: a daemon may have been killed before it did (systemd 257 shows
         a changed file's limits without applying them)."""
         for unit, told in (await self.verdicts(specs)).items():
-            if any(verdict.reason == NOT_APPLIED for verdict in told):
+            if any(verdict.reason in (NOT_APPLIED, LIFTED) for verdict in told):
                 try:
                     await self.apply(unit, specs[unit].limits)
                 except CortexError as e:

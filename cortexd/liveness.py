@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 from collections.abc import Callable
@@ -57,8 +58,10 @@ class Liveness:
         if model.health.run != unit.invocation_id:
             model.health = HealthState(run=unit.invocation_id)
         if unit.active_state == "active" and model.probed:
-            # A unit that is not ours may lack the waiter: active does not mean ready then.
-            grace = 0.0 if model.file_state is FileState.CURRENT else model.spec.health.startup_delay
+            # A unit that is not ours, or that a drop-in changes, may lack the waiter, whose last word is the unit's status: active
+            # does not mean ready then.
+            waited = model.file_state is FileState.CURRENT and bool(unit.status_text or not unit.drop_in_paths)
+            grace = 0.0 if waited else model.spec.health.startup_delay
             self._monitor.watch(self._watched(model, unit.invocation_id, grace))
         else:
             self._monitor.forget(model.name)
@@ -107,7 +110,9 @@ class Liveness:
             elif change is Change.RECOVERED:
                 tell(model, "recovered", "answers again, after it was busy")
             elif change is Change.AFRESH:
-                message = "the machine slept or stalled: failed probes are counted from the beginning"
+                message = (
+                    "the machine slept, or it or cortexd stood still: failed probes are counted from the beginning"
+                )
                 tell(model, "health-afresh", message)
             elif change is Change.BLIND:
                 message = f"the last {len(after.history)} probes say nothing about it, the last of them: {verdict.void}"
@@ -136,7 +141,10 @@ class Liveness:
         if first:
             coming = "its restart budget is spent with that" if model.is_last(health.run) else "systemd starts it again"
             message = f"{what}; it is killed and {coming}"
-            self._recorder.tell(model, "health-restart", message, Priority.ERROR)
+            # Written first: a cortexd that is killed now leaves word of why the run ended.
+            await asyncio.wait([self._recorder.tell(model, "health-restart", message, Priority.ERROR, run=health.run)])
+            if model.ending.stops(health.run):
+                return
         model.ending = Ending(health.run, "health", signal.SIGKILL, what)
         try:
             if not await self._systemd.kill_run(health.run, signal.SIGKILL):

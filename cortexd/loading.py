@@ -9,6 +9,7 @@ from contextlib import suppress
 from cortexd.bounded import in_thread
 from cortexd.registered import Model
 from cortexd.store import StoredModel
+from cortexd.units.programs import at_one_look
 
 _STALL_SECONDS = 2.0
 """Without one more model that is read: then the file system of the one in turn does not answer."""
@@ -61,8 +62,9 @@ class _Reading:
             task.cancel()
 
     def _work(self) -> None:
-        for row in self._rows:
-            read = self._read(row, True)
-            if self._left:
-                return
-            self._done.append(read)
+        with at_one_look():
+            for row in self._rows:
+                read = self._read(row, True)
+                if self._left:
+                    return
+                self._done.append(read)

@@ -6,8 +6,8 @@ import asyncio
 import fnmatch
 import logging
 import signal as signals
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 
 from cortexd.backends import Listed, list_backends
@@ -26,6 +26,7 @@ from cortexd.lifecycle import Lifecycle, bringing_to_end
 from cortexd.limits import Verdict, lowered
 from cortexd.names import unit_name
 from cortexd.observer import Observer
+from cortexd.recovery import Recovery
 from cortexd.registered import Model
 from cortexd.registration import Caller
 from cortexd.repair import Repaired, Repairs
@@ -39,6 +40,7 @@ from cortexd.units.files import FileState
 from cortexd.units.render import Tools, restart_pause
 
 log = logging.getLogger(__name__)
+_TRYING = 5.0  # seconds that a change of a sandbox is held up by its trial, which takes a tenth of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Manager:
         self._store, self._systemd, self._logind, self._prober = store, systemd, logind, prober
         self._scope, self._release = scope, tools.systemd
         self._intents = Intents(store)
+        self.recovery = Recovery(store, self._intents, self._finish)
         self.catalog = Catalog(scope, tools, store, systemd, self._intents)
         self._examiner = Examiner(scope, tools, systemd, self.catalog.secrets.value)
         self._examiner.prover.on_namespaces = self.catalog.redefine
@@ -86,38 +89,30 @@ class Manager:
         await self._examiner.start()
         await self.catalog.load()
         await self._observer.start()
-
-    def _told(self, event: Event) -> None:
-        """An event is on disk: it counts from now on."""
-        if model := self.catalog.models.get(event.model):
-            failed = model.budget.failed
-            model.budget.add(event)
-            if model.budget.failed != failed:
-                self.on_change(event.model)
-        self.on_event(event)
+        await self.recovery.find()
 
     async def go_on(self) -> None:
-        """Finish what a daemon that was killed had begun: each model is as it was asked to be, not something between."""
-        unfinished = await self._store.unfinished()
-        enabling = {intent.model for intent in unfinished if intent.kind == "enable"}
-        for intent in unfinished:
-            log.info("%s: going on with its %s", intent.model, intent.kind)
-            done = None
-            try:
-                if model := self.catalog.models.get(intent.model):
-                    done = await self._finish(intent, model, Caller(intent.actor), enabling)
-                elif intent.kind in UNBORN:
-                    await self._clear_away(intent.model)
-            except CortexError as e:
-                log.error("%s: its %s cannot be finished: %s", intent.model, intent.kind, e)
-            await self._store.end(intent.id, done)
+        """Finish what a daemon that was killed had begun, and what systemd refused when we started."""
+        await asyncio.gather(self.recovery.run(), self.catalog.reread.at_last())
 
-    async def _finish(self, intent: Intent, model: Model, caller: Caller, enabling: Collection[str]) -> Event | None:
-        """Returns the event that is still to be written. `enabling`: models that another intent enables."""
-        name, unit = model.name, self._systemd.cached(model.unit)
+    def _told(self, event: Event) -> None:
+        """An event is on disk."""
+        self.catalog.count(event)
+        self.on_event(event)
+
+    async def _finish(self, intent: Intent) -> Event | None:
+        """What is left of something that a daemon was killed in; returns the event that is still to be written."""
+        model = self.catalog.models.get(intent.model)
+        if model is None:
+            if intent.kind in UNBORN:
+                await self._forget(intent.model)
+            return None
+        name, caller = model.name, Caller(intent.actor)
+        unit = await self._systemd.refresh(model.unit)
         match intent.kind:
-            case "unregister":
-                await (await self.unregister(name, caller, force=True)).wait()
+            case "unregister" if intent.details.get("force", True) or not unit.running:
+                enabled = bool(intent.details.get("enabled"))
+                await (await self.unregister(name, caller, force=True, enabled=enabled)).wait()
             case "enable":
                 await self.enable(name, caller, linger=bool(intent.details.get("linger")))
             case "disable":
@@ -128,20 +123,18 @@ class Manager:
                     return self.life.event(model, "repair", str(intent.details.get("message")), caller)
             case "reset-failed":
                 await self.reset_failed(name, caller)
-            case "start" | "restart":
-                if not unit.running:
-                    await self.life.start(name, caller)
-                if intent.details.get("enable") and unit.unit_file_state != "enabled" and name not in enabling:
-                    await self.enable(name, caller, linger=False)
+            case "start" | "restart" if not unit.running:
+                await self.life.start(name, caller)
+            case "enable-now":
+                await self._start_and_enable(model, caller, enabled=bool(intent.details.get("enabled")))
             case "stop" if unit.invocation_id == intent.details.get("run"):
                 await self.life.go_on_stopping(model).wait()
             case "secret-set" | "secret-removed" if model.definition.secrets.revision != intent.details.get("revision"):
                 return self._secret_event(model, intent.kind, str(intent.details.get("key")), caller)
         return None
 
-    async def _clear_away(self, name: str) -> None:
-        """What is left of a model that is not registered, or not any more."""
-        await asyncio.to_thread(self.catalog.secrets.forget, name)
+    async def _forget(self, name: str) -> None:
+        """What is left of a model whose files the catalog has cleared away."""
         await self._observer.removed(name)
         await self._systemd.reload()
         await self._systemd.reset_failed(unit_name(name))
@@ -155,17 +148,22 @@ class Manager:
     async def _prove(self, names: Sequence[str]) -> None:
         for name in names:
             if model := self.catalog.models.get(name):
+                before = model.sandbox_problem
                 try:
                     await self._examiner.prover.rows(model)
                 except CortexError as e:
                     log.warning("%s: its sandbox cannot be tried: %s", name, e)
-                self.catalog.sandbox_seen(model)
+                if model.sandbox_problem != before:
+                    self.catalog.sandbox_seen(model)
 
-    def _prove_soon(self, *names: str) -> None:
-        if self._proving is not None:
-            task = asyncio.create_task(self._prove(names))
-            self._proving.add(task)
-            task.add_done_callback(self._proving.discard)
+    def _prove_soon(self, *names: str) -> set[asyncio.Task[None]]:
+        """Returns what can be waited for."""
+        if self._proving is None:
+            return set()
+        task = asyncio.create_task(self._prove(names))
+        self._proving.add(task)
+        task.add_done_callback(self._proving.discard)
+        return {task}
 
     async def security(self, name: str, *, again: bool = False) -> list[Row]:
         """What of the model's sandbox was asked for, and what of that is in force; tried anew where `again`."""
@@ -283,10 +281,12 @@ class Manager:
         self.life.check_open()
         model = self.catalog.get(name)
         async with self.catalog.locked(model):
-            before, used = model.spec.limits, (await self.usage([name]))[name].memory
+            sandbox, before, used = model.spec.hardening, model.spec.limits, (await self.usage([name]))[name].memory
             told = await self.catalog.change(model, settings, caller)
             self._observer.watch(model)
-        self._prove_soon(name)
+        trying = self._prove_soon(name)
+        if trying and model.spec.hardening != sandbox:  # what is warned of shall be what is asked for now
+            await asyncio.wait(trying, timeout=_TRYING)
         if used != UNKNOWN and (warning := lowered(before, model.spec.limits, used)):
             told.append(warning)
         self.on_change(name)
@@ -344,8 +344,8 @@ class Manager:
         self.on_change(name)
         return repaired
 
-    async def unregister(self, name: str, caller: Caller, *, force: bool) -> Job:
-        """Disable, stop, remove the unit, forget."""
+    async def unregister(self, name: str, caller: Caller, *, force: bool, enabled: bool = False) -> Job:
+        """Disable, stop, remove the unit, forget. `enabled`: it was, before a daemon was killed in this."""
         self.life.check_open()
         model = self.catalog.get(name)
         unit = await self._systemd.refresh(model.unit)
@@ -355,19 +355,29 @@ class Manager:
                 raise Busy(f"model {name!r} is {self.view(name).judgement.state}; stop it first, or use --force")
 
         check_stopped(unit)
+        details = {"force": force, "enabled": enabled or unit.unit_file_state == "enabled"}
+        # Before anybody is told that there is a job.
+        intent = Intent(model=name, kind="unregister", details=details, actor=caller.actor)
+        number = await self._intents.begin(intent, last=True)
 
         async def work(job: Job) -> None:
-            intent = Intent(model=name, kind="unregister", actor=caller.actor)
-            async with self.catalog.locked(model), self._intents.doing(intent):
+            async with self._intents.ending(number), self.catalog.locked(model):
                 unit = await self._systemd.refresh(model.unit)  # a start may have come before us
                 check_stopped(unit)
                 if unit.running:
-                    await self.life.record(model, "stop", "stop asked for, to unregister it", caller)
-                await self._systemd.disable_unit(model.unit)
-                await self.life.stop_and_wait(model, job)
-                if self._systemd.cached(model.unit).running:
-                    raise JobFailed(f"model {name!r} was started again while it was being removed; try again")
-                job.warnings += await self.catalog.remove(model, caller.actor)
+                    await self.life.record_end(model, "stop", "stop asked for, to unregister it", caller)
+                try:
+                    await self._systemd.disable_unit(model.unit)
+                    await self.life.stop_and_wait(model, job)
+                    if self._systemd.cached(model.unit).running:
+                        raise JobFailed(f"model {name!r} was started again while it was being removed; try again")
+                    job.warnings += await self.catalog.remove(model, caller.actor)
+                except CortexError:
+                    if details["enabled"]:  # it stays, and so does that
+                        with suppress(CortexError):
+                            await self._systemd.enable_unit(model.unit)
+                            await self._links_read(model)
+                    raise
                 self.on_remove(name)
                 await self._observer.removed(name)
                 try:
@@ -376,7 +386,7 @@ class Manager:
                 except CortexError as e:
                     job.warnings.append(f"is removed, but systemd still remembers its unit: {e}")
 
-        return self.life.jobs.spawn("unregister", name, work)
+        return await self.life.begun(number, lambda: self.life.jobs.spawn("unregister", name, work))
 
     # Boot, signals, health
 
@@ -390,9 +400,21 @@ class Manager:
             intent = Intent(model=name, kind="enable", details={"linger": linger}, actor=caller.actor)
             async with self._intents.doing(intent, done):
                 await self._systemd.enable_unit(model.unit)
-                missing = await self._missing_at_boot(linger)
+                warnings = await self._links_read(model)
+                warnings += await self._missing_at_boot(linger)
         self.on_change(name)
-        return missing
+        return warnings
+
+    async def _links_read(self, model: Model) -> list[str]:
+        """Have systemd see which units are enabled. What counts at boot are the links themselves, and they are there."""
+        try:
+            await self._systemd.reload()
+        except CortexError as e:
+            told = f"systemd has not read its unit files again: {e}; run 'systemctl --user daemon-reload'"
+            log.warning("%s: %s", model.name, told)
+            await self._systemd.refresh(model.unit)
+            return [told]
+        return []
 
     async def _missing_at_boot(self, linger: bool) -> list[str]:
         """What keeps models from starting without a login, after we have tried to mend it where `linger` says so."""
@@ -410,9 +432,23 @@ class Manager:
 
     async def start_and_enable(self, name: str, caller: Caller) -> Job:
         """Start a model now and, from now on, at boot: both, or neither."""
-        async with self._intents.doing(Intent(model=name, kind="start", details={"enable": True}, actor=caller.actor)):
-            job = await self.life.start(name, caller)
-            job.warnings += await self.enable(name, caller, linger=False)
+        model = self.catalog.get(name)
+        enabled = (await self._systemd.refresh(model.unit)).unit_file_state == "enabled"
+        return await self._start_and_enable(model, caller, enabled=enabled)
+
+    async def _start_and_enable(self, model: Model, caller: Caller, *, enabled: bool) -> Job:
+        """`enabled`: it was, before."""
+        intent = Intent(model=model.name, kind="enable-now", details={"enabled": enabled}, actor=caller.actor)
+        async with self._intents.doing(intent):
+            now = (await self._systemd.refresh(model.unit)).unit_file_state == "enabled"
+            warnings = [] if now else await self.enable(model.name, caller, linger=False)
+            try:
+                job = await self.life.start(model.name, caller)
+            except CortexError:
+                if not enabled:
+                    await self.disable(model.name, caller)
+                raise
+        job.warnings += warnings
         return job
 
     async def disable(self, name: str, caller: Caller) -> None:
@@ -423,6 +459,7 @@ class Manager:
             done = self.life.event(model, "disable", "disabled", caller)
             async with self._intents.doing(Intent(model=name, kind="disable", actor=caller.actor), done):
                 await self._systemd.disable_unit(model.unit)
+                await self._links_read(model)
         self.on_change(name)
 
     async def kill(self, name: str, signal: str, whom: str, caller: Caller) -> None:
@@ -435,7 +472,7 @@ class Manager:
         if not self._systemd.cached(model.unit).running:
             raise Busy(f"model {name!r} is not running; there is nothing to send a signal to")
         unit = self._systemd.cached(model.unit)
-        await self.life.record(model, "kill", f"{signals.Signals(number).name} asked for, to {whom}", caller)
+        await self.life.record_end(model, "kill", f"{signals.Signals(number).name} asked for, to {whom}", caller)
         run = unit.invocation_id
         ending = model.ending if model.ending.stops(run) else Ending(run, "kill", number)
         with bringing_to_end(model, ending):

@@ -189,6 +189,11 @@ class ModelSpec:
     env: tuple[str, ...] = _setting(
         kinds.ENVIRONMENT, (), "variables for the server that are no secret; they win over the backend's own"
     )
+    log_level: str = _setting(
+        kinds.choice("info", "debug"),
+        "info",
+        "the level of its log lines; what says much at debug does not crowd out the lines of others at info",
+    )
     gpu_memory_utilization: float = _setting(
         kinds.number(0.01, 1), 0.9, "share of the GPU's memory to use, where the backend has it"
     )

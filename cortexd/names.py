@@ -18,6 +18,8 @@ MAX_MODELS = 4096
 """That can be registered; one more is Busy."""
 
 SLICE = "cortex.slice"
+FOLDER_TEMPLATE = "cortexd-mkdir@.service"
+"""The unit that makes a folder before a model starts; a model's own sandbox may not."""
 UNIT_PATTERN = "cortex-*.service"
 CHECK_PREFIX = "cortexd-check-"
 """How the units begin that try a sandbox for one look; they are no models'."""

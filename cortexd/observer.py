@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from cortexd.budget import Budget
 from cortexd.catalog import Catalog
 from cortexd.diagnosis.diagnoser import Diagnoser
 from cortexd.diagnosis.why import Cause
+from cortexd.errors import CortexError
 from cortexd.events import Ending, Event, Priority
 from cortexd.health.probe import Prober
 from cortexd.history import histories
@@ -20,12 +22,14 @@ from cortexd.names import model_name
 from cortexd.recorder import Recorder, cancel, spawn
 from cortexd.registered import Model, Serving
 from cortexd.restarts import Restarts, stable
-from cortexd.runs import EXITED, became_ready, transitions, was_an_end
+from cortexd.runs import EXITED, GOES_ON, became_ready, ending_told, follow_stop, transitions, unclean, was_an_end
 from cortexd.scope import Scope
 from cortexd.startup import Startups
-from cortexd.states import describe_end
+from cortexd.states import BY_SYSTEMD, describe_end
 from cortexd.store import Store
 from cortexd.systemd.protocol import Systemd, UnitState
+
+log = logging.getLogger(__name__)
 
 _SETTLE_SECONDS = 0.1
 """How long a unit has to be inactive or failed until that counts as its end."""
@@ -54,7 +58,7 @@ class Observer:
     ) -> None:
         self._scope, self._catalog, self._store, self._systemd = scope, catalog, store, systemd
         self._diagnoser, self._on_change = diagnoser, on_change
-        self.recorder = Recorder(store, catalog.models)
+        self.recorder = Recorder(store, catalog.count)
         self.liveness = Liveness(catalog, systemd, prober, self.recorder, on_change)
         self._restarts = Restarts(catalog, self.recorder, systemd, on_change)
         self.liveness.on_round = self._restarts.probed
@@ -72,9 +76,11 @@ class Observer:
         found = [(model, self._systemd.cached(model.unit)) for model in models]
         self._seen = {model.name: unit for model, unit in found}
         self._systemd.listen(self._on_unit)  # now: from here on others have their turn
+        past = {name: [*events] for name, events in known.items()}
         for event in await missed.missed_runs(found, known, missed.boot_time()):
             self.recorder.log(event)
             await self.recorder.add(event)
+            past[event.model].append(event)
         for model, unit in found:
             now = self._seen.get(model.name, unit)
             if (now.invocation_id, now.active_state) != (unit.invocation_id, unit.active_state):
@@ -82,7 +88,9 @@ class Observer:
             elif now.running and not now.sub_state.startswith("auto-restart"):
                 self._adopt(model, now, known.get(model.name, ()))
             elif now.invocation_id:
-                await self._catch_up(model, now, known.get(model.name, ()))
+                await self._catch_up(model, now, past.get(model.name, ()))
+            elif last := missed.rested_by_itself(past.get(model.name, ())):
+                _remember_exit(model, replace(last, invocation_id=""))  # systemd has forgotten it, run and all
             self.watch(model)
         await self.recorder.written()
         for model in models:
@@ -115,8 +123,12 @@ class Observer:
         """Take over a run; the event of its begin tells what it was started with."""
         run = unit.invocation_id
         self._adopt_run(model, run, unit, known)
+        told = ending_told(event for event in reversed(known) if event.invocation_id == run)
+        if told.by != "stop":  # of one that goes on, recovery knows
+            model.ending = told
+        model.ending = follow_stop(model.ending, unit, unit)
         if unit.active_state == "active" and not any((e.kind, e.invocation_id) == ("ready", run) for e in known):
-            self.recorder.write(became_ready(model.name, unit))
+            self.recorder.write(replace(became_ready(model.name, unit), time=unit.state_change))
 
     def _adopt_run(self, model: Model, run: str, unit: UnitState, known: Sequence[Event]) -> None:
         last = next((event for event in known if event.kind == "run"), None)
@@ -131,8 +143,9 @@ class Observer:
             details: dict[str, Any] = {"restart": bool(unit.n_restarts), "n_restarts": unit.n_restarts}
             message = "run began while cortexd was not there"
             details |= _told(model.serving)
+            began = unit.exec_main_start
             self.recorder.write(
-                Event(model=model.name, kind="run", message=message, invocation_id=run, details=details)
+                Event(model=model.name, kind="run", message=message, invocation_id=run, details=details, time=began)
             )
 
     async def _catch_up(self, model: Model, unit: UnitState, known: Sequence[Event]) -> None:
@@ -143,26 +156,38 @@ class Observer:
         if EXITED in kinds:
             _remember_exit(model, kinds[EXITED])
             return
-        if kinds.keys() & {*_ENDED_BADLY, "stopped", "stop-unclean"}:
+        over = kinds.keys() & {*_ENDED_BADLY, "stopped", "stop-unclean", budget.AT_REST}
+        if over:
             await self._diagnoser.remember(model, run)
-            return
-        if "stop" in kinds:
+            if over != {"ended"} or "stop" in kinds or GOES_ON not in kinds["ended"].details:
+                return
+        elif "stop" in kinds:
             model.ending = Ending(run, "stop")
             if unit.active_state == "failed":
                 message = f"the stop asked for ended with: {describe_end(unit)}"
                 self.recorder.tell(model, "stop-unclean", message, Priority.WARNING, run=run)
                 await self._systemd.reset_failed(model.unit)
                 return
+        else:
+            model.ending = ending_told(event for event in reversed(known) if event.invocation_id == run)
+            if not unit.running and await self._diagnoser.was_stopped(model, unit):
+                model.ending = Ending(run, "systemd")
         ready = kinds["ready"].details if "ready" in kinds else {}
         seconds = (unit.active_exit - unit.active_enter) / 1e6
         went_well = ready.get("active_enter") == unit.active_enter and missed.CONDEMNED not in kinds
         if went_well and seconds >= model.spec.restart.stable_after:
-            self.recorder.write(stable(model, run))
+            self.recorder.write(stable(model, run, unit.state_change))
         began = kinds["run"].details.get("n_restarts", unit.n_restarts) if "run" in kinds else unit.n_restarts
         before = replace(unit, active_state="active", sub_state="running", n_restarts=began)
-        if unit.active_state == "inactive" and await self._diagnoser.was_stopped(model, unit):
-            before = replace(before, active_state="deactivating", job=1)
-        self._report(model, before, unit)
+        paused = replace(before, active_state="activating", sub_state="auto-restart")
+        if over:  # what was told of it is that systemd was to start the next one
+            before = paused
+        elif unit.active_state == "inactive" and unit.result != "success":  # it was stopped in that pause
+            self._report(model, before, paused, unit.state_change)
+            before = paused
+        if model.gave_up and not unit.running:
+            model.ending = Ending(run, "gave-up")
+        self._report(model, before, unit, unit.state_change)
 
     def added(self, model: Model) -> None:
         """A model was registered."""
@@ -222,27 +247,45 @@ class Observer:
         if new.sub_state != "start-pre":  # else nothing serves yet, and what comes next tells the run's process, too
             old = self._seen.get(model.name, UnitState(unit=model.unit))
             self._seen[model.name] = new
-            if new.sub_state == "auto-restart" and new.invocation_id == old.invocation_id:
+            if new.sub_state.startswith("auto-restart") and new.invocation_id == old.invocation_id:
                 # 252 counts before it has tried, and then its limit may forbid it: what counts is what the run began with.
                 self._seen[model.name] = replace(new, n_restarts=old.n_restarts)
             self._report(model, old, new)
         self._on_change(model.name)
 
-    def _report(self, model: Model, old: UnitState, new: UnitState) -> None:
+    def _report(self, model: Model, old: UnitState, new: UnitState, at: int = 0) -> None:
+        """Write what happened between two states; `at`: when, where that is not now."""
+        model.ending = follow_stop(model.ending, old, new)
         for event in transitions(model.name, old, new, model.ending, is_last=model.is_last(new.invocation_id)):
             self.recorder.log(event)
+            event = replace(event, time=at)
             if event.kind == "run":
                 event = replace(event, details={**_told(model.serving), **event.details})
             elif event.kind == "ready" and "seconds" in event.details:
                 model.loads = (*model.loads, event.details["seconds"])[-_LOADS:]
             if event.kind in _ENDED_BADLY and event.priority is not Priority.INFO:
                 if event.invocation_id == new.invocation_id:  # else its end was not seen, nor what it was like
-                    spawn(self._tasks, self._diagnoser.ended(model, new, event.priority))
+                    spawn(self._tasks, self._diagnoser.ended(model, new, event.priority, at))
                 self.recorder.spawn(self._failed(model, new, event))
             else:
                 if event.kind == EXITED:
                     _remember_exit(model, event)
                 self.recorder.write(event)
+        if new.active_state == "failed" and old.running and model.ending == Ending(new.invocation_id, "systemd"):
+            message = f"stopped by systemd ({BY_SYSTEMD}): {unclean(new, model.plan.stop_seconds)}"
+            self.recorder.tell(model, "stop-unclean", message, Priority.WARNING, run=new.invocation_id)
+            spawn(self._tasks, self._reset_stopped(model, new.invocation_id))
+
+    async def _reset_stopped(self, model: Model, run: str) -> None:
+        """What was stopped has not failed, to systemd either, although it had to be killed."""
+        unit = self._systemd.cached(model.unit)
+        if (unit.invocation_id, unit.active_state, unit.job) != (run, "failed", 0):
+            return
+        try:
+            await self._systemd.reset_failed(model.unit)
+            await self._systemd.refresh(model.unit)
+        except CortexError as e:
+            log.warning("%s: systemd goes on calling it failed: %s", model.name, e)
 
     async def _failed(self, model: Model, unit: UnitState, event: Event) -> None:
         await self.recorder.add(event)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cortexd.durable import sync_folder
+
 
 @contextmanager
 def opened(folder: Path, name: str, *, make: bool = False) -> Iterator[int]:
@@ -29,6 +31,10 @@ def _open(path: Path, parent: int | None, make: bool) -> int:
     if make:
         with suppress(FileExistsError):
             os.mkdir(where, 0o700, dir_fd=parent)
+            if parent is None:
+                sync_folder(path.parent)
+            else:
+                os.fsync(parent)
     try:
         descriptor = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     except OSError as e:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from cortexd.errors import CortexError
@@ -21,27 +21,29 @@ _LEVELS = {Priority.INFO: logging.INFO, Priority.WARNING: logging.WARNING, Prior
 
 
 class Recorder:
-    """One per daemon. `models` is the catalog's."""
+    """One per daemon. `count` is called with events that cannot be written, which are lost to everything else."""
 
-    def __init__(self, store: Store, models: Mapping[str, Model]) -> None:
-        self._store, self._models = store, models
+    def __init__(self, store: Store, count: Callable[[Event], None]) -> None:
+        self._store, self._count = store, count
         self._writing: set[asyncio.Task[None]] = set()
 
-    def write(self, event: Event) -> None:
+    def write(self, event: Event) -> asyncio.Task[None]:
         """Write an event in its turn: the store serves those who wait in their order, us and the use-cases alike."""
-        self.spawn(self.add(event))
+        return self.spawn(self.add(event))
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Work that begins with an event, in its turn."""
-        spawn(self._writing, work)
+        return spawn(self._writing, work)
 
-    def tell(self, model: Model, kind: str, message: str, priority: Priority = Priority.INFO, run: str = "") -> None:
+    def tell(
+        self, model: Model, kind: str, message: str, priority: Priority = Priority.INFO, run: str = ""
+    ) -> asyncio.Task[None]:
         """Write that something has happened to a run, by its InvocationID; to the one that is probed where it is not said."""
         event = Event(
             model=model.name, kind=kind, message=message, priority=priority, invocation_id=run or model.health.run
         )
         self.log(event)
-        self.write(event)
+        return self.write(event)
 
     def log(self, event: Event) -> None:
         """Say it in our own log."""
@@ -53,8 +55,7 @@ class Recorder:
             await self._store.add_event(event)
         except CortexError as e:
             log.error("event %s of %s is lost: %s", event.kind, event.model, e)
-            if model := self._models.get(event.model):
-                model.budget.add(event)
+            self._count(event)
 
     async def written(self) -> None:
         """Wait until all events so far are written."""
@@ -69,11 +70,12 @@ class Recorder:
         await cancel(self._writing)
 
 
-def spawn(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+def spawn(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     """Run it, and keep it from the garbage collector in `tasks` until it ends."""
     task = asyncio.get_running_loop().create_task(work)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
+    return task
 
 
 async def cancel(tasks: set[asyncio.Task[None]]) -> None:

@@ -111,6 +111,10 @@ class Model:
     rewritten: bool = False
     """Its unit file was found missing or outdated at the daemon's start."""
     file_state: FileState = FileState.MISSING
+    file_stamp: files.Stamp = None
+    """Of the unit file that has this state."""
+    only_comments: bool = False
+    """It was edited, and has systemd do the same all the same."""
     sandbox_problem: str = ""
     """What of its sandbox is not in force on this machine, where that is known."""
     warnings: tuple[str, ...] = ()
@@ -179,7 +183,7 @@ class Model:
         """What a run that begins now serves. Somebody else's unit file may have it be anything, which shows as outdated once the
         file is ours again."""
         serving = self.definition.serving(run, known=known)
-        return replace(serving, digest="") if self.drifted else serving
+        return replace(serving, digest="") if self.drifted and not self.only_comments else serving
 
     @property
     def drifted(self) -> bool:

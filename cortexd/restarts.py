@@ -14,7 +14,6 @@ from cortexd.events import Ending, Event, Priority
 from cortexd.lifecycle import bringing_to_end
 from cortexd.recorder import Recorder, cancel, spawn
 from cortexd.registered import Model
-from cortexd.runs import how_it_ended
 from cortexd.systemd.protocol import Systemd, UnitState
 
 log = logging.getLogger(__name__)
@@ -92,15 +91,15 @@ class Restarts:
             await self._stop(model, unit)
 
     async def _give_up_if_spent(self, model: Model, unit: UnitState) -> None:
-        budget, why = model.budget, how_it_ended(unit, model.ending)
+        budget = model.budget
         if budget.spent(model.spec.restart.max_restarts):
             what = failed_runs(budget.failed)
-        elif budget.start_limit and unit.active_state == "failed":
+        elif budget.start_limit and not unit.running:
             runs = "1 failed run" if budget.failed == 1 else f"{budget.failed} failed runs in a row"
             what = f"systemd gave up at its own limit of starts, after {runs}"
         else:
             return
-        message = f"{with_last(what, why)}; it is restarted no more until it is started by hand or at boot"
+        message = f"{with_last(what, budget.why)}; it is restarted no more until it is started by hand or at boot"
         event = Event(
             model=model.name, kind=GAVE_UP, message=message, priority=Priority.ERROR, invocation_id=unit.invocation_id,
             details={"failed": budget.failed, "what": what},

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cortexd import journal, owned
 from cortexd.journal import BY_MANAGER, MINE, RESULTS, Record, records, time_of
+from cortexd.names import model_name
 from cortexd.systemd.protocol import UnitState
 
 LINES = 200
@@ -39,7 +40,8 @@ _CODES = {"exited": 1, "killed": 2, "dumped": 3}
 
 _OWN = ("_SYSTEMD_USER_UNIT", "_SYSTEMD_INVOCATION_ID")
 _FIELDS = (
-    "MESSAGE", "MESSAGE_ID", "SYSLOG_IDENTIFIER", "_PID", "_STREAM_ID", "UNIT_RESULT", "EXIT_CODE", "EXIT_STATUS", *_OWN,
+    "MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER", "_PID", "_STREAM_ID", "UNIT_RESULT", "EXIT_CODE", "EXIT_STATUS",
+    *_OWN,
 )  # fmt: skip
 
 _SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
@@ -60,7 +62,7 @@ class RunLine:
 @dataclass(frozen=True, slots=True)
 class RunLog:
     """The last lines of a run, oldest first. `end`: how it ended, as far as the manager's own lines tell; `stopped`: the
-    manager was told to stop it; `lost`: why lines may be missing, empty where none can be."""
+    manager was told to stop it, before it had failed; `lost`: why lines may be missing, empty where none can be."""
 
     lines: tuple[RunLine, ...] = ()
     end: UnitState | None = None
@@ -84,11 +86,11 @@ async def read(unit: str, run: str, began: int, ended: int = 0) -> RunLog:
     orphans = await _orphans(unit, run, began, known) if began else []
     last = sorted([*known, *orphans], key=time_of)[-LINES:]
     lines = tuple(line for record in last for line in _lines(record))
-    flood = await journal.flood(ended) if ended else None
+    flood = await _flood(ended, last) if ended else None
     return RunLog(
         lines,
         _end(unit, run, began, told),
-        any(record.get("MESSAGE_ID") == _STOPPING for record in told),
+        _was_stopped(told),
         _lost(unit, flood, told) if flood else "",
     )
 
@@ -167,6 +169,11 @@ def _text(record: Record, field: str) -> str:
     return value[:_MAX_TEXT] if isinstance(value, str) else ""
 
 
+def _was_stopped(told: Sequence[Record]) -> bool:
+    ids = [record.get("MESSAGE_ID") for record in told]
+    return _STOPPING in ids and _FAILED not in ids[: ids.index(_STOPPING)]  # else it was in the pause after it
+
+
 def _end(unit: str, run: str, began: int, told: Sequence[Record]) -> UnitState | None:
     """What systemd would say of the unit after that run."""
     over = [record for record in told if record.get("MESSAGE_ID") in (_FAILED, _STOPPED)]
@@ -187,15 +194,28 @@ def _end(unit: str, run: str, began: int, told: Sequence[Record]) -> UnitState |
     return state
 
 
+async def _flood(ended: int, known: Sequence[Record]) -> journal.Flood | None:
+    """Whether lines of the run may be missing at its end. Its own have the level that their like have; where none is there,
+    they may have been of any."""
+    levels = {str(record.get("PRIORITY")) for record in known if not _is_managers(record)}
+    for level, priorities in journal.POOLS.items():
+        concerns = level == "info" or not levels or not levels.isdisjoint(priorities)  # systemd's are notices and info
+        if concerns and (flood := await journal.flood(ended, level)):
+            return flood
+    return None
+
+
 def _lost(unit: str, flood: journal.Flood, told: Sequence[Record]) -> str:
     """That journald took no more lines at that time, or may have, whose lines they were, and what helps."""
     # systemd says how a process ended as a notice, of a bad exit status, and that a unit failed as a warning.
     messages = {record.get("MESSAGE_ID") for record in told}
-    sure = _FAILED in messages and _EXITED not in messages
+    sure = flood.level == "info" and _FAILED in messages and _EXITED not in messages
     who = "it" if flood.unit == unit else flood.unit.removesuffix(".service") or "something"
+    name = model_name(flood.unit)
+    aside = f", or 'cortexctl set {name} log_level=debug'" if name and who != "it" and flood.level == "info" else ""
     return (
         f"the journal {'dropped lines' if sure else 'may have dropped lines'} at its end: it takes only so many in 30 s from "
-        f"all of your services together, and {who} wrote {flood.most} of the {flood.lines} that it took; have {who} say less, "
+        f"all of your services together, and {who} wrote {flood.most} of the {flood.lines} that it took; have {who} say less{aside}, "
         "or an administrator raise LogRateLimitBurst= of user@.service"
     )
 

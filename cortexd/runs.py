@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from cortexd.budget import AT_REST
 from cortexd.events import Ending, Event, Priority
-from cortexd.states import BY_SYSTEMD, CRASHES, describe_end, signal_name, systemd_gave_up
+from cortexd.states import BY_SYSTEMD, CRASHES, describe_end, ended_well, not_restarted, signal_name
 from cortexd.systemd.protocol import UnitState
 
 NO_MORE_RUNS = "it was the last run that max_restarts allows"
 
+AT_ITS_LIMIT = "systemd starts it no more: its own limit of starts is reached"
+
 _IN_THE_PAUSE = "stopped while it waited for its next start"
 
-_CLD_EXITED, _CLD_KILLED = 1, 2
+_CLD_KILLED = 2
 
+GOES_ON = "goes_on"
+"""A detail of the event of a run's end, where systemd waits to start the next one."""
 
 EXITED = "exited"
 """The event of a run that ended by itself and well, so that it is not restarted: no failure, and not what a server is for."""
@@ -36,7 +41,9 @@ def transitions(
         return Event(model=model, kind=kind, message=message, priority=priority, invocation_id=run or new.invocation_id)
 
     new_run = bool(new.invocation_id) and new.invocation_id != old.invocation_id
-    unseen = new_run and old.running and not old.sub_state.startswith("auto-restart")
+    paused = old.sub_state.startswith("auto-restart")
+    waited = paused and not new_run  # its end was told
+    unseen = new_run and old.running and not paused
     if unseen and new.n_restarts > old.n_restarts and not explained:
         message = "it ended, which nobody saw; systemd has started it again"
         yield event("ended", message, Priority.WARNING, run=old.invocation_id)
@@ -46,43 +53,96 @@ def transitions(
         yield replace(
             event("run", f"run begins (process {new.main_pid})" if new.main_pid else "run begins"),
             details={
-                "restart": bool(new.n_restarts),  # systemd begins to count where it is asked for a start
+                # systemd begins to count where it is asked for a start, and does not where it is asked in the pause.
+                "restart": bool(new.n_restarts) and not (paused and new.n_restarts == old.n_restarts),
                 "n_restarts": new.n_restarts,
             },
         )
     if new.active_state == "active" and (old.active_state != "active" or new_run):
         yield became_ready(model, new)
-    restarts = new.sub_state.startswith("auto-restart") and not old.sub_state.startswith("auto-restart")
-    if restarts and not explained:
+    if new.sub_state.startswith("auto-restart") and not waited:
         why = describe_end(new) or "the server ended by itself"
-        coming = NO_MORE_RUNS if is_last else "systemd starts it again"
-        yield event("ended", f"{_sender(new, why, by)}; {coming}", Priority.WARNING)
-    if new.active_state == "failed" and (old.active_state != "failed" or new_run) and not explained:
+        if not explained:
+            coming = NO_MORE_RUNS if is_last else "systemd starts it again"
+            told = event("ended", f"{_sender(new, why, by)}; {coming}", Priority.WARNING)
+            yield replace(told, details={"why": how_it_ended(new, by), GOES_ON: True})
+        elif by.by == "gave-up":
+            yield event("ended", f"{why}; it is being stopped, since it is restarted no more")
+    if (
+        new.active_state == "failed"
+        and (old.active_state != "failed" or new_run)
+        and not explained
+        and by.by != "systemd"
+    ):
         limit = not new_run and _start_limit_hit(old, new)
         if old.sub_state == "auto-restart" and not new_run and not limit:  # 257; on 252 it is inactive then
             yield event("stopped", _IN_THE_PAUSE)
         else:
-            said = _sender(new, describe_end(new), by) + (systemd_gave_up(new) if limit else "")
-            told = event("failed", said, Priority.ERROR)
-            yield replace(told, details={"start_limit": True}) if limit else told
+            said = "; ".join(filter(None, (_sender(new, describe_end(new), by), AT_ITS_LIMIT if limit else "")))
+            why_limit = {"start_limit": True} if limit else {}
+            yield replace(event("failed", said, Priority.ERROR), details={"why": how_it_ended(new, by), **why_limit})
     if by.by == "gave-up" and old.running and not new.running:
+        if not waited:
+            yield event("stopped", "stopped by cortexd, since it is restarted no more")
         yield event(AT_REST, "it is stopped and stays so")
     if new.active_state == "inactive" and old.running and not explained:
-        if old.sub_state.startswith("auto-restart") and not new_run:  # its end was told
+        if waited:
             yield event("stopped", _IN_THE_PAUSE)
-        elif old.active_state == "deactivating" and old.job:  # nothing else brings it there by a job
+        elif by.by == "systemd":
             yield event("stopped", f"stopped by systemd: {BY_SYSTEMD}")
         elif new.exec_main_code == _CLD_KILLED:
-            yield event("ended", _sender(new, describe_end(new), by), Priority.WARNING)
-        elif new.exec_main_code == _CLD_EXITED and not new.exec_main_status:
+            yield event("ended", _sender(new, describe_end(new), by) + not_restarted(new), Priority.WARNING)
+        elif ended_well(new):
             how = f"after {signal_name(by.signal)} (cortexctl kill)" if by.by == "kill" else "by itself"
-            setting = f" (Restart={new.restart})" if new.restart else ""
-            message = f"the server ended {how} with status 0; not restarted{setting}"
+            message = f"the server ended {how} with status {new.exec_main_status}{not_restarted(new)}"
             yield event(EXITED, message, Priority.WARNING)
         else:
             yield event("ended", describe_end(new) or "stopped before its server ran")
     elif new.active_state == "inactive" and old.running and by.by == "stop":
         yield event("stopped", "stopped")
+
+
+def follow_stop(ending: Ending, old: UnitState, new: UnitState) -> Ending:
+    """The same ending, of what it is about now: where it keeps systemd from starting a run, systemd may have begun that one
+    before it took the stop, and stops it, too. And a run that systemd was told to stop is being stopped, by whatever hand."""
+    begun = new.invocation_id != old.invocation_id == ending.run and new.n_restarts > old.n_restarts
+    if begun and ending.by == "gave-up":
+        ending = replace(ending, run=new.invocation_id)
+    if is_being_stopped(new) and not ending.stops(new.invocation_id):
+        return Ending(new.invocation_id, "systemd")
+    return ending
+
+
+def ending_told(events: Iterable[Event]) -> Ending:
+    """How a former cortexd saw a run brought to its end, from the events of that run, newest first. A stop comes before all."""
+    found = Ending()
+    for event in events:
+        if event.kind == "stop":
+            return Ending(event.invocation_id, "stop")
+        if found.run:
+            continue
+        if event.kind == "stop-unclean":
+            found = Ending(event.invocation_id, "systemd")
+        elif event.kind == "health-restart":
+            reason = event.message.partition("; it is killed")[0]
+            found = Ending(event.invocation_id, "health", signal.SIGKILL, reason)
+        elif event.kind == "kill":
+            name = event.message.partition(" ")[0]
+            found = Ending(event.invocation_id, "kill", getattr(signal.Signals.__members__.get(name), "value", 0))
+    return found
+
+
+def is_being_stopped(unit: UnitState) -> bool:
+    """Whether systemd was told to stop it: nothing else ends a run by a job. One that had failed before shows that by its
+    result, to which a stop adds nothing but that it took too long."""
+    return unit.active_state == "deactivating" and bool(unit.job) and unit.result in ("success", "timeout")
+
+
+def unclean(unit: UnitState, stop_seconds: float) -> str:
+    """How a stop ended that left the unit failed."""
+    if unit.result == "timeout":
+        return f"it did not end within {stop_seconds} s and was killed"
+    return f"it did not end cleanly: {describe_end(unit)}"
 
 
 def became_ready(model: str, unit: UnitState) -> Event:

@@ -11,13 +11,14 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex, token_urlsafe
 
 from cortexd import kinds, owned
+from cortexd.bounded import on_local_disk
 from cortexd.errors import InvalidConfig, NoSuchSecret, StoreFailed
 
 MAX_VALUE = 64 * 1024
@@ -89,6 +90,10 @@ class Secrets:
         """The model's file, whether it is there or not."""
         return self._folder / model / _FILE
 
+    def on_local_disk(self) -> bool:
+        """Whether they lie where a read takes no time worth a thread, as the folder around them does, which is always there."""
+        return on_local_disk(self._folder.parent)
+
     def known(self, model: str) -> Known:
         """Names and revision."""
         revision, values = self._read(model)
@@ -142,10 +147,11 @@ class Secrets:
         with suppress(OSError):
             self.path(model).parent.rmdir()
 
-    def models(self) -> list[str]:
-        """Everything that has secrets here, registered or not."""
+    def models(self, without: Container[str] = ()) -> list[str]:
+        """Everything that has secrets here, registered or not, but for these."""
         try:
-            return sorted(p.parent.name for p in self._folder.glob(f"*/{_FILE}"))
+            folders = [each for each in self._folder.iterdir() if each.name not in without]
+            return sorted(each.name for each in folders if (each / _FILE).exists())
         except OSError:
             return []
 
@@ -176,14 +182,22 @@ class Secrets:
             if folder is None:
                 return "", {}
             flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+            def opener(path: str, mode: int) -> int:
+                return os.open(path, mode | flags, dir_fd=folder)
+
             try:
-                with open(_FILE, "rb", opener=lambda path, mode: os.open(path, mode | flags, dir_fd=folder)) as file:
+                with open(_FILE, "rb", buffering=0, opener=opener) as file:
                     status = os.fstat(file.fileno())
                     ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
-                    data = file.read(_MAX_FILE + 1) if ours else b""
+                    data = bytearray(min(status.st_size, _MAX_FILE) + 1 if ours else 0)
+                    del data[file.readinto(data) or 0 :]
             except FileNotFoundError:
                 return "", {}
-        found = _parse(data) if len(data) <= _MAX_FILE else None
+        try:
+            found = _parse(data) if len(data) <= _MAX_FILE else None
+        finally:
+            data[:] = bytes(len(data))  # the next to have this memory may not come soon
         if found is None:
             raise StoreFailed(f"{self.path(model)} is not as cortexd wrote it; delete it and set the secrets again")
         return found
@@ -212,14 +226,16 @@ def _quoted(value: str) -> str:
     return '"' + _TO_ESCAPE.sub(lambda match: "\\" + match[0], value) + '"'
 
 
-def _parse(data: bytes) -> tuple[str, dict[str, str]] | None:
+def _parse(data: bytearray) -> tuple[str, dict[str, str]] | None:
     """Revision and values of a file that we wrote; None for any other."""
     try:
-        first, *lines = data.decode().removesuffix("\n").split("\n")
+        lines = [line.decode() for line in data.split(b"\n")]
     except UnicodeDecodeError:
         return None
-    revision = _REVISION.fullmatch(first)
-    matches = [_LINE.fullmatch(line) for line in lines]
+    if len(lines) > 1 and not lines[-1]:
+        del lines[-1]
+    revision = _REVISION.fullmatch(lines[0])
+    matches = [_LINE.fullmatch(line) for line in lines[1:]]
     if revision is None:
         return None
     values: dict[str, str] = {}

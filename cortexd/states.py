@@ -11,7 +11,7 @@ from cortexd.model import ModelSpec
 from cortexd.systemd.protocol import UnitState
 
 NOT_READY = "Not ready: "
-"""How the waiter's last status begins when it gives up."""
+"""How the waiter's last status begins when it gives up, and its only line in the log."""
 
 BY_SYSTEMD = "with systemctl, or at the end of your session"
 """How systemd is told to stop a unit, where cortexd was not asked to."""
@@ -83,9 +83,14 @@ def describe_end(unit: UnitState) -> str:
     return "" if unit.result == "success" else f"systemd says {unit.result!r}"
 
 
-def systemd_gave_up(unit: UnitState) -> str:
-    """What to add where systemd restarted it in vain until its start limit; empty where it did not."""
-    return f"; systemd gave up after {unit.n_restarts} restarts, a start by hand tries again" if unit.n_restarts else ""
+def not_restarted(unit: UnitState) -> str:
+    """What to add to how a run ended that systemd does not take for a failure, so that no other one comes."""
+    return "; not restarted" + (f" (Restart={unit.restart})" if unit.restart else "")
+
+
+def ended_well(unit: UnitState) -> bool:
+    """Whether systemd sees no failure in how the main process ended: with status 0, by SIGTERM, or as SuccessExitStatus= says."""
+    return unit.result == "success" and unit.exec_main_code != 0
 
 
 def _systemd_step(status: int) -> str:
@@ -111,7 +116,7 @@ def judge(
     given_up: str = "",
     pause: float | None = None,
 ) -> Judgement:
-    """The state of a model. `ending`: how cortexd itself brings this run to its end (stop, kill, health), or empty.
+    """The state of a model. `ending`: how this run is brought to its end (events.Ending.by), or empty.
     `cause`: why this run ended, where that is known better than systemd tells it. `given_up`: why it is restarted no more.
     `pause`: seconds before systemd starts it again, where that is not RestartSec."""
     active, sub = unit.active_state, unit.sub_state
@@ -120,8 +125,10 @@ def judge(
         return Judgement(State.RESTARTING if unit.n_restarts else State.STARTING)
     if given_up and active in ("inactive", "failed", "deactivating"):
         return Judgement(State.FAILED, given_up)
+    if active == "failed" and ending in ("stop", "systemd"):
+        return Judgement(State.STOPPED)  # by a stop that had to kill it
     if active == "failed":
-        return Judgement(State.FAILED, cause or describe_end(unit) + systemd_gave_up(unit))
+        return Judgement(State.FAILED, cause or describe_end(unit))
     if active == "deactivating":
         return Judgement(State.RESTARTING, health.reason) if ending == "health" else Judgement(State.STOPPING)
     if active in ("activating", "reloading", "refreshing"):
@@ -132,8 +139,7 @@ def judge(
             return Judgement(State.RESTARTING, "; ".join(filter(None, (why, coming))))
         return Judgement(State.STARTING, unit.status_text)
     if active != "active":
-        by_itself = active == "inactive" and unit.exec_main_code == _CLD_EXITED and not unit.exec_main_status
-        return Judgement(State.STOPPED, cause if by_itself else "")
+        return Judgement(State.STOPPED, cause if ended_well(unit) or not unit.invocation_id else "")
     if health.run == unit.invocation_id and health.busy:
         return Judgement(State.BUSY, health.reason)
     if health.run == unit.invocation_id and health.failures:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cortexd.names import model_name, unit_name
+from cortexd.durable import sync_folder
+from cortexd.limits import DIRECTIVES
+from cortexd.names import FOLDER_TEMPLATE, model_name, unit_name
 from cortexd.registered import Model
 from cortexd.scope import Scope
 from cortexd.units import files
 from cortexd.units.files import FileState
-from cortexd.units.render import FOLDER_TEMPLATE, Tools, render_folder_template
+from cortexd.units.render import Tools, render_folder_template
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,23 @@ class UnitFiles:
         """Where a model's unit file lies."""
         return self._folder / unit_name(name)
 
+    def inspect(self, model: Model) -> FileState:
+        """See what lies where the model's unit file belongs, and note it."""
+        path = self.path(model.name)
+        model.file_stamp = files.stamp(path)  # before: what is changed meanwhile shows at the next look
+        model.file_state = files.inspect(path, model.definition.text)
+        model.only_comments = model.file_state is FileState.EDITED and (
+            files.digest(files.read(path), DIRECTIVES) == files.digest(model.definition.text, DIRECTIVES)
+        )
+        return model.file_state
+
+    def changed(self, models: Iterable[Model]) -> list[Model]:
+        """Those whose files somebody changed since they were looked at, which are inspected; one system call for each other."""
+        found = [model for model in models if files.stamp(f"{self._folder}/{model.unit}") != model.file_stamp]
+        for model in found:
+            self.inspect(model)
+        return found
+
     def drift(self, model: Model) -> Drift:
         """What lies where the model's unit file belongs, whatever it is."""
         path, wanted = self.path(model.name), model.definition.text
@@ -51,7 +71,10 @@ class UnitFiles:
         except BaseException:
             self.put_back(model, kept)
             raise
-        model.file_state = FileState.CURRENT
+        self._written(model)
+
+    def _written(self, model: Model) -> None:
+        model.file_state, model.file_stamp = FileState.CURRENT, files.stamp(self.path(model.name))
 
     def put_back(self, model: Model, kept: Path | None) -> None:
         """Undo `replace`. Raises OSError."""
@@ -60,20 +83,19 @@ class UnitFiles:
             files.put_back(path, kept)
         else:
             files.remove(path)
-        model.file_state = files.inspect(path, model.definition.text)
+        self.inspect(model)
 
     def sync(self, model: Model, *, last: bool = True) -> bool:
         """Write the model's unit file if it is missing or outdated; returns whether it was. Unless it is the `last` one of
         several, it is the caller's to sync the folder. Raises OSError."""
         path = self.path(model.name)
         if model.backend_problem:
-            model.file_state = files.inspect(path, model.definition.text)
+            self.inspect(model)
             return False
         changed = self._sync_template() if model.plan.writes or model.spec.hardening.read_write_paths else False
-        model.file_state = files.inspect(path, model.definition.text)
-        if model.file_state in (FileState.MISSING, FileState.OUTDATED):
+        if self.inspect(model) in (FileState.MISSING, FileState.OUTDATED):
             files.write(path, model.definition.text, sync=last)
-            model.file_state = FileState.CURRENT
+            self._written(model)
             changed = True
         return changed
 
@@ -81,13 +103,16 @@ class UnitFiles:
         """The same for several; returns how many were written. Raises OSError."""
         changed = [self.sync(model, last=False) for model in models].count(True)
         if changed:
-            files.sync_folder(self._folder)
+            sync_folder(self._folder)
         return changed
 
-    def remove_all(self, models: Sequence[Model]) -> None:
-        """Delete unit files of ours. Raises OSError."""
-        for model in models:
-            files.remove(self.path(model.name))
+    def remove(self, name: str) -> bool:
+        """Delete a unit file of ours that nobody has edited; returns whether there was one. Raises OSError."""
+        path = self.path(name)
+        if files.inspect(path) is not FileState.CURRENT:
+            return False
+        files.remove(path)
+        return True
 
     def _sync_template(self) -> bool:
         path, text = self._folder / FOLDER_TEMPLATE, files.with_marker(render_folder_template(self._tools))
@@ -97,8 +122,7 @@ class UnitFiles:
         return True
 
     def sync_all(self, models: Mapping[str, Model], warnings: list[str]) -> int:
-        """The same for all; returns how many were written. Adds to `warnings` what cannot be written, and what was written
-        for a model that is not among them."""
+        """The same for all; returns how many were written. Adds to `warnings` what cannot be written."""
         changed = 0
         for model in models.values():
             try:
@@ -107,19 +131,39 @@ class UnitFiles:
             except OSError as e:
                 warnings.append(f"{self.path(model.name)} cannot be written: {e.strerror}")
         if changed:
-            files.sync_folder(self._folder)
-        template = self._folder / FOLDER_TEMPLATE
-        if files.inspect(template) in (FileState.EDITED, FileState.FOREIGN):
-            warnings.append(
-                f"{template} is not what cortexd wrote and is kept; delete it, and the next start writes it again"
-            )
+            sync_folder(self._folder)
         for rest in self._folder.glob(".cortex-*.service.*"):
             with suppress(OSError):
                 rest.unlink()  # half written by a daemon that was killed
-        for path in sorted(self._folder.glob("cortex-*.service")):
-            name = model_name(path.name)
-            if name and name not in models and files.inspect(path) in (FileState.CURRENT, FileState.EDITED):
-                warnings.append(
-                    f"{path} was written by cortexd, but no model {name!r} is registered; register it again, or delete the file"
-                )
         return changed
+
+    def of_nobody(self, registered: Container[str]) -> dict[str, str]:
+        """What was written for models that are not registered, a sentence each."""
+        found = {}
+        for name in sorted(filter(None, map(model_name, _names(self._folder)))):
+            if name in registered:
+                continue
+            path = self.path(name)
+            written = f"{path} was written by cortexd, but no model {name!r} is registered"
+            match files.inspect(path):
+                case FileState.CURRENT:
+                    found[name] = f"{written}; register it again, or delete the file"
+                case FileState.EDITED:
+                    found[name] = f"{written}, and it was edited by hand; move it away, then register the model again"
+        return found
+
+    def template_problem(self) -> str:
+        """What is wrong with the unit that all models share; empty where nothing is."""
+        template = self._folder / FOLDER_TEMPLATE
+        if files.inspect(template) not in (FileState.EDITED, FileState.FOREIGN):
+            return ""
+        return f"{template} is not what cortexd wrote and is kept; delete it, and the next start writes it again"
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in it; nothing where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+    except OSError:
+        return []

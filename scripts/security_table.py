@@ -39,15 +39,17 @@ def tables(document: str) -> dict[str, dict[str, Column]]:
     return found
 
 
-def table(columns: dict[str, Column]) -> str:
-    """As Markdown."""
+def table(columns: dict[str, Column], new: set[str]) -> str:
+    """As Markdown; the reasons as `new` columns have them, where one of them has one."""
     rows = [[*FIRST, *columns, LAST], ["---"] * (len(columns) + 3)]
     for directive in dict.fromkeys(directive for column in columns.values() for directive in column):
         said = [column.get(directive, ["", "", ""]) for column in columns.values()]
         requested = next(cell[0] for cell in said if cell[0])
+        reasons = sorted(columns.items(), key=lambda item: item[0] not in new)
+        cells = [column[directive] for _, column in reasons if directive in column]
         why = next(
-            (cell[2] for effect in ("not in force", "in force", "covered") for cell in said if cell[1] == effect),
-            said[0][2],
+            (cell[2] for effect in ("not in force", "in force", "covered") for cell in cells if cell[1] == effect),
+            cells[0][2],
         )
         rows.append([f"`{directive}`", requested, *(effect for _, effect, _ in said), why])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
@@ -66,11 +68,13 @@ def main() -> int:
     for column, profile, said in lines:
         cells = {str(name): [str(cell).replace("|", "/") for cell in row] for name, row in json.loads(said).items()}
         found.setdefault(profile, {})[column] = cells
+    new = {str(column) for column, _, _ in lines}
     if not lines:
         print("security_table: no line on standard input begins with TABLE", file=sys.stderr)
         return 1
     parts = [
-        f"With `--security {profile}`:\n\n{table(dict(sorted(found[profile].items())))}\n" for profile in sorted(found)
+        f"With `--security {profile}`:\n\n{table(dict(sorted(found[profile].items())), new)}\n"
+        for profile in sorted(found)
     ]
     DOCUMENT.write_text(f"{before}{begin}\n{''.join(parts)}{end}{after}")
     return 0

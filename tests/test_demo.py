@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import lab
 from tests.support.cortex import Cortex
 
@@ -31,6 +33,31 @@ def test_the_demo() -> None:
         check=True,
     )
     assert units.stdout == ""
+
+
+@pytest.mark.parametrize("found", ["cortexd.service", "cortex-mine.service"])
+def test_the_demo_keeps_its_hands_off_the_models_of_a_cortexd_that_does_not_answer(found: str) -> None:
+    folder = Path.home() / ".config" / "systemd" / "user"
+    folder.mkdir(parents=True, exist_ok=True)
+    unit = folder / found
+    unit.write_text("[Service]\nSlice=cortex.slice\nExecStart=/bin/sleep 300\n")
+    running = ["systemctl", "--user", "is-active", "mine-in-the-slice.service"]
+    try:
+        subprocess.run(["systemctl", "--user", "daemon-reload"], check=True)
+        subprocess.run(
+            ["systemd-run", "--user", "--quiet", "--collect", "--slice=cortex.slice", "--unit=mine-in-the-slice", "sleep", "300"],
+            check=True,
+        )  # fmt: skip
+        done = subprocess.run(
+            [lab.PROJECT / "scripts" / "demo"],
+            capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == 1 and "does not answer" in done.stderr, done.stdout + done.stderr
+        assert subprocess.run(running, check=False).returncode == 0
+    finally:
+        unit.unlink()
+        subprocess.run(["systemctl", "--user", "stop", "mine-in-the-slice.service", "cortex.slice"], check=True)
+        subprocess.run(["systemctl", "--user", "daemon-reload"], check=True)
 
 
 def test_the_example_for_desktops(cortex: Cortex) -> None:

@@ -12,6 +12,7 @@ from cortexd.kinds import GIB, INFINITY
 from cortexd.limits import (
     DELEGATE,
     DIRECTIVES,
+    LIFTED,
     LIMITS,
     NOT_APPLIED,
     Verdict,
@@ -142,6 +143,22 @@ def test_the_least_of_those_around_it_counts(machine: Machine) -> None:
     machine.write("user.slice", "memory.max", 32 * GIB)
     machine.write(f"{MANAGER}/cortex.slice", "memory.max", 64 * GIB)
     assert "memory" not in machine.amiss()
+
+
+def test_no_group_around_it_is_blamed_for_what_is_looser_than_was_asked_for(machine: Machine) -> None:
+    """As a server that got at its own control group leaves it."""
+    for file in ("memory.max", "memory.high", "pids.max"):
+        machine.write(GROUP, file, "max")
+    machine.write(GROUP, "cpu.max", "max 100000")
+    machine.write(f"{MANAGER}/cortex.slice", "memory.max", 64 * GIB)
+    machine.write(f"{MANAGER}/cortex.slice", "cpu.max", "400000 100000")
+    found = {name: (v.effective, v.reason) for name, v in machine.amiss().items() if name != "IOWeight"}
+    assert found == dict.fromkeys(("memory", "MemoryHigh", "cpu", "TasksMax"), ("infinity", LIFTED))
+    machine.write(f"{MANAGER}/cortex.slice", "cpu.max", "100000 100000")  # less than was asked for
+    assert (machine.amiss()["cpu"].effective, machine.amiss()["cpu"].reason) == (
+        "1",
+        "cortex.slice as a whole has no more",
+    )
 
 
 def test_a_drop_in_that_says_otherwise(machine: Machine) -> None:

@@ -127,6 +127,22 @@ def test_one_that_ignores_sigterm_is_killed_and_ends_stopped(register: Any) -> N
     assert "stop-unclean" in kinds(cortex, "stubborn")
 
 
+def test_one_that_ignores_sigterm_ends_stopped_by_whatever_hand(register: Any) -> None:
+    """`systemctl stop` past us: systemd calls it failed then, with the result timeout."""
+    cortex = register("headstrong", "--fake-ignore-term", Restart="always", max_restarts=1)
+    cortex.run("start", "headstrong")
+    before = processes("headstrong")
+    systemctl("stop", "cortex-headstrong.service")
+    event = until(lambda: cortex.json("events", "headstrong", "--kind", "stop-unclean"), "its end")[0]
+    assert event["Message"].endswith("it did not end within 2 s and was killed")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in before)
+    until(lambda: properties("cortex-headstrong.service", "ActiveState")["ActiveState"] == "inactive", "reset-failed")
+    shown = cortex.properties("headstrong")
+    assert (shown["State"], shown["FailedRuns"]) == ("stopped", 0)
+    assert not {"failed", "ended", "gave-up", "cause"} & set(kinds(cortex, "headstrong"))
+    assert "it was stopped by systemd" in cortex.out("why", "headstrong")
+
+
 def test_one_that_dies_at_start_ends_at_its_budget(register: Any) -> None:
     cortex = register("dies", "--fake-exit 7")
     assert "status 7" in cortex.fails("start", "dies")
@@ -148,6 +164,28 @@ def test_one_that_crashes_now_and_then_comes_back_and_says_how_it_ended(register
     assert properties("cortex-crashes.service", "NRestarts")["NRestarts"] == "1"
 
 
+def test_one_that_floods_the_log_at_debug_costs_nobody_else_a_line(register: Any) -> None:
+    """journald's limit is one for each of a few classes of levels: it spends that of its own."""
+    cortex = register("loud", "--fake-flood 150000")
+    cortex.run("set", "loud", "log_level=debug")
+    cortex.run("start", "loud")
+    fails = register("fails", "--fake-flood 100 --fake-exit 7", Restart="no")
+    assert "status 7" in fails.fails("start", "fails")
+
+    event = until(lambda: cortex.json("events", "fails", "--kind", "cause"), "its cause")[0]
+    assert "Lost" not in dict(json.loads(event["Details"])["evidence"])
+    assert "flood 99" in fails.out("why", "fails")
+    (saved,) = (Path.home() / ".cortex" / "logs" / "fails").glob("*.log")
+    said = re.findall(r"cortex-fails\[\d+\]: (f.*)$", saved.read_text(), re.MULTILINE)
+    assert said == ["fake server: something went wrong", *(f"flood {number}" for number in range(100))]
+
+    shown = cortex.run("logs", "loud", "--no-pager")
+    taken = re.findall(r"flood (\d+)$", shown.stdout, re.MULTILINE)
+    assert 10_000 <= len(taken) < 150_000, "journald took it all: this test floods too little"
+    assert re.search(r"may be dropping lines.*cortex-loud wrote \d{5} of the last \d{5}; 'man ", shown.stderr)
+    assert "dropping" not in fails.run("logs", "fails", "--no-pager").stderr
+
+
 def test_one_that_floods_the_log_harms_nobody_else_but_for_lines_and_that_is_said(register: Any) -> None:
     """journald holds all of a user's services to one limit, and drops what comes above it: also another model's last words."""
     quiet, loses = register("quiet"), register("loses", "--fake-exit 7", Restart="no")
@@ -164,6 +202,7 @@ def test_one_that_floods_the_log_harms_nobody_else_but_for_lines_and_that_is_sai
     assert re.match(
         r"the journal dropped lines at its end: .*, and cortex-floods wrote \d{5} of the \d{5} that it took", lost
     )
+    assert "or 'cortexctl set floods log_level=debug', or an administrator" in lost
     assert lost in loses.out("why", "loses")
     (saved,) = (Path.home() / ".cortex" / "logs" / "loses").glob("*.log")
     text = saved.read_text()

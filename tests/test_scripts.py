@@ -313,3 +313,48 @@ def test_tiny_model_is_always_the_same(tmp_path: Path) -> None:
     assert first == second
     assert first.startswith(b"GGUF")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- .ci/run
+
+
+@pytest.fixture
+def ci(tmp_path: Path) -> Path:
+    """What CI runs, with a make that has nothing to do but to fail where it is told to."""
+    script = tmp_path / ".ci" / "run"
+    script.parent.mkdir()
+    shutil.copy(PROJECT / ".ci" / "run", script)
+    make = tmp_path / "bin" / "make"
+    make.parent.mkdir()
+    make.write_text('#!/bin/sh\n[ "$*" != "$FAILING" ]\n')
+    make.chmod(0o755)
+    return script
+
+
+def ci_run(script: Path, failing: str = "") -> tuple[int, list[str]]:
+    path = f"{script.parents[1]}/bin:{os.environ['PATH']}"
+    done = run(str(script), env={**os.environ, "PATH": path, "FAILING": failing})
+    assert done.stderr == ""
+    return done.returncode, done.stdout.splitlines()
+
+
+def test_ci_says_which_of_its_targets_failed(ci: Path) -> None:
+    status, lines = ci_run(ci)
+    assert (status, lines[-1]) == (0, "== passed") and not any("longer" in line for line in lines)
+    assert [line for line in lines if line.startswith("== make") and " took " not in line] == [
+        "== make test", "== make test-private", "== make test-machine", "== make soak MINUTES=1", "== make bench SHORT=1"
+    ]  # fmt: skip
+    status, lines = ci_run(ci, "test-machine")
+    assert (status, lines[-1]) == (1, "== failed: test-machine")
+    assert "== make bench SHORT=1" in lines
+
+
+@pytest.mark.parametrize(("target", "minutes"), [("test", 20), ("test-machine", 30)])
+def test_ci_says_what_took_longer_than_it_may(ci: Path, target: str, minutes: int) -> None:
+    bound = f"[{target}]={minutes}"
+    text = ci.read_text()
+    assert text.count(bound) == 1
+    ci.write_text(text.replace(bound, f"[{target}]=0"))
+    status, lines = ci_run(ci)
+    assert status == 0, "a machine that is busy fails nothing"
+    assert lines[-2:] == [f"== make {target} took longer than the 0 minutes it may take", "== passed"]

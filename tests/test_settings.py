@@ -50,7 +50,7 @@ def test_every_setting_of_the_issue_is_in_the_table_with_its_default() -> None:
     expected: dict[str, object] = {
         "backend": "vllm", "port": 8000, "host": "127.0.0.1", "gpus": ("0",), "memory": 32 * GIB, "cpu": 4.0,
         "max_model_len": 4096, "tensor_parallel": 1, "quantization": "", "extra_args": "", "gpu_memory_utilization": 0.9,
-        "env": (),
+        "env": (), "log_level": "info",
         "MemoryHigh": 28 * GIB, "CPUWeight": 100, "IOWeight": 100,
         "NoNewPrivileges": True, "ProtectSystem": "strict", "ProtectHome": "read-only", "PrivateTmp": True,
         "PrivateDevices": False, "RestrictRealtime": True, "RestrictSUIDSGID": True, "ProtectKernelTunables": True,
@@ -239,7 +239,7 @@ BAD: list[tuple[str, object, str]] = [
     ("extra_args", "tail\\", "balance"), ("extra_args", 1, "text"), ("path", "a\tb", "control character"),
     ("path", "a\ufffeb", "character"), ("path", "x" * 5000, "4096"), ("exec", "\x85", "control character"), ("host", "a\u2028b", "control character"),
     ("health.interval_seconds", "0", "0.1 to 604800 seconds"), ("health.max_failures", "0", "1 to 1000"),
-    ("health.startup_timeout_seconds", "soon", "seconds"), ("RestartSec", "-1", "0 to 86400 seconds"), ("StartLimitBurst", "0", "1 to 1000"),
+    ("log_level", "warning", "info, debug"), ("health.startup_timeout_seconds", "soon", "seconds"), ("RestartSec", "-1", "0 to 86400 seconds"), ("StartLimitBurst", "0", "1 to 1000"),
 ]  # fmt: skip
 
 
@@ -378,6 +378,13 @@ def test_our_own_folder_is_nobodys(scope: Scope) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ warnings
+
+
+def test_of_folders_whose_files_run_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folders = tuple(f"{tmp_path}/{name}" for name in ("models", ".ssh", ".local/bin/mine"))
+    said = [*warnings_of(spec_of(ReadWritePaths=folders), BACKENDS["vllm"], [], ())]
+    assert [w.partition(":")[0] for w in said] == [f"ReadWritePaths={folder!r}" for folder in folders[1:]]
 
 
 @pytest.mark.parametrize(
@@ -761,13 +768,18 @@ TERMINATED = unit(invocation_id="a", exec_main_code=KILLED, exec_main_status=15)
         (UP, dataclasses.replace(ENDED, restart="on-failure"), "",
          [("exited", "the server ended by itself with status 0; not restarted (Restart=on-failure)")]),
         (UP, ENDED, "kill", [("exited", "the server ended after SIGKILL (cortexctl kill) with status 0; not restarted")]),
-        (UP, dataclasses.replace(ENDED, exec_main_status=3), "", [("ended", "status 3")]),
+        (UP, dataclasses.replace(ENDED, exec_main_status=143), "", [("exited", "by itself with status 143; not restarted")]),
         (LOADING, unit(invocation_id="a"), "", [("ended", "stopped before its server ran")]),
         (UP, ENDED, "stop", [("stopped", "stopped")]),
-        (UP, TERMINATED, "", [("ended", "SIGTERM from outside")]),
+        (UP, dataclasses.replace(TERMINATED, restart="on-failure"), "",
+         [("ended", "SIGTERM from outside; not restarted (Restart=on-failure)")]),
         (UP, TERMINATED, "stop", [("stopped", "stopped")]),
-        (dataclasses.replace(UP, active_state="deactivating", job=9), TERMINATED, "", [("stopped", "by systemd: with systemctl, or")]),
-        (dataclasses.replace(UP, active_state="deactivating", job=9), ENDED, "", [("stopped", "by systemd: with systemctl, or")]),
+        (AGAIN, TERMINATED, "gave-up", [("stays-stopped", "")]),
+        (UP, TERMINATED, "gave-up", [("stopped", "stopped by cortexd"), ("stays-stopped", "")]),
+        (UP, AGAIN, "gave-up", [("ended", "killed by SIGKILL; it is being stopped")]),
+        (AGAIN, dataclasses.replace(AGAIN, invocation_id="b"), "", [("run", "run begins"), ("ended", "systemd starts it again")]),
+        (dataclasses.replace(UP, active_state="deactivating", job=9), TERMINATED, "systemd", [("stopped", "by systemd: with systemctl, or")]),
+        (dataclasses.replace(UP, active_state="deactivating", job=9), ENDED, "systemd", [("stopped", "by systemd: with systemctl, or")]),
         (dataclasses.replace(UP, active_state="deactivating"), TERMINATED, "", [("ended", "SIGTERM from outside")]),
         (CRASHED, IDLE, "", []),
     ],

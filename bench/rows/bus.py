@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from bench import echo, seam
@@ -14,9 +16,12 @@ from bench.measure import Result, in_turns, run, timed
 from bench.peers import PROJECT
 from bench.world import World, name, spawn, until
 from cortexd.api.interfaces import load
-from cortexd.names import BUS_NAME, MANAGER_INTERFACE, MODEL_INTERFACE, ROOT_PATH
+from cortexd.names import BUS_NAME, MANAGER_INTERFACE, MODEL_INTERFACE, ROOT_PATH, model_path
 
 _LIBRARIES = {"dbus-next": "dbus_next", "dbus-fast": "dbus_fast"}
+_INSTALLED = "dbus-next" if sys.version_info < (3, 15) else "dbus-fast"
+"""What cortexd is installed with here (pyproject.toml), so what it has to reach is beside an echo service on that one."""
+_NAMES = {"cortexd": "cortexd", "seam": "cortexd's object layer (seam)", "echo": "echo"}
 _LISTENERS = 20
 _BURST = 50
 
@@ -38,10 +43,15 @@ def measure(world: World) -> Result:
     finally:
         run(["systemctl", "--user", "unset-environment", "CORTEX_DBUS"])
         world.restart()
-    result.notes.append(
+    result.notes += [
+        f"cortexd runs on {_INSTALLED} here, so that its target is against the echo service on that one; the other is shown. On "
+        "dbus-next it reads and writes messages itself (cortexd/transport.py), on dbus-fast that library does: compiled, but each "
+        "value is copied once more on its way in and out.",
         "The echo service stands on the library's own object layer and does nothing; cortexd checks arguments and looks models up. "
-        "The signals are those of a method that sends one and does nothing else, on cortexd's own object layer (bench/seam.py)."
-    )
+        "The daemon's own signals are EventAdded, one for each ResetFailed of a model: the event is on disk before it is told of. "
+        "Those of the seam (bench/seam.py) come from a method that sends one and does nothing else, on cortexd's object layer: "
+        "that is not cortexd, but shows what a signal alone costs.",
+    ]
     return result
 
 
@@ -76,9 +86,9 @@ def _on(world: World, result: Result, library: str, size: int) -> None:
             client.prepare(*theirs, "Echo", "s", name(0))
         what = f"calls with {count} client{'s' if count > 1 else ''}, {library}"
         _compare(
-            world, result, what, "1/s",
-            lambda clients=clients: calls_per_second(clients, seconds),
-            lambda echoes=echoes: calls_per_second(echoes, seconds),
+            world, result, library, what,
+            cortexd=partial(calls_per_second, clients, seconds),
+            echo=partial(calls_per_second, echoes, seconds),
         )  # fmt: skip
         for client in clients + echoes:
             client.close()
@@ -86,34 +96,50 @@ def _on(world: World, result: Result, library: str, size: int) -> None:
     client.prepare(*ours, "ListModels", "asa{sv}", [], {})
     other.prepare(*theirs, "ListModels")
     what = f"list of {size} models, {library}"
-    _compare(world, result, what, "1/s", lambda: _answered(client), lambda: _answered(other))
-    client.prepare(seam.NAME, seam.PATH, seam.NAME, "Notify")
-    other.prepare(*theirs, "Notify")
-    with _service(world, seam.NAME, "-m", "bench.seam", CORTEX_DBUS=_LIBRARIES[library].removeprefix("dbus_")):
-        _fan_out(world, result, library, client, other)
+    _compare(world, result, library, what, cortexd=lambda: _answered(client), echo=lambda: _answered(other))
     client.close()
     other.close()
+    with _service(world, seam.NAME, "-m", "bench.seam", CORTEX_DBUS=_LIBRARIES[library].removeprefix("dbus_")):
+        _fan_out(world, result, library)
 
 
-def _fan_out(world: World, result: Result, library: str, client: Client, other: Client) -> None:
-    told = [Client(address()) for _ in range(_LISTENERS)]
-    echoed = [Client(address()) for _ in range(_LISTENERS)]
-    for listener in told:
-        listener.subscribe(f"type='signal',interface='{seam.NAME}',member='Notified'")
-    for listener in echoed:
-        listener.subscribe(f"type='signal',interface='{echo.NAME}',member='Notified'")
-    what = f"signals a second, each to {_LISTENERS} clients, {library}"
-    _compare(world, result, what, "1/s", lambda: _burst(client, told), lambda: _burst(other, echoed))
-    for each in told + echoed:
+def _fan_out(world: World, result: Result, library: str) -> None:
+    """The daemon, the seam and the echo service, each with a client that asks and others that listen."""
+    asked: dict[str, tuple[str, str, tuple[Any, ...]]] = {
+        "cortexd": (
+            MANAGER_INTERFACE, "EventAdded",
+            (BUS_NAME, model_path(name(0)), MODEL_INTERFACE, "ResetFailed", "a{sv}", {}),
+        ),
+        "seam": (seam.NAME, "Notified", (seam.NAME, seam.PATH, seam.NAME, "Notify")),
+        "echo": (echo.NAME, "Notified", (echo.NAME, echo.PATH, echo.NAME, "Notify")),
+    }  # fmt: skip
+    opened: list[Client] = []
+    bursts: dict[str, Callable[[], float]] = {}
+    for who, (interface, member, message) in asked.items():
+        client, *listeners = (Client(address()) for _ in range(1 + _LISTENERS))
+        client.prepare(*message)
+        for listener in listeners:
+            listener.subscribe(f"type='signal',interface='{interface}',member='{member}'")
+        bursts[who] = partial(_burst, client, listeners)
+        opened += [client, *listeners]
+    _compare(world, result, library, f"signals a second, each to {_LISTENERS} clients, {library}", **bursts)
+    for each in opened:
         each.close()
 
 
-def _compare(world: World, result: Result, what: str, unit: str, ours: Any, theirs: Any) -> None:
-    ours_named, theirs_named = f"cortexd: {what}", f"echo: {what}"
-    found = in_turns(world.runs, {ours_named: ours, theirs_named: theirs})
-    result.add(ours_named, unit, found[ours_named], theirs_named)
-    result.add(theirs_named, unit, found[theirs_named])
-    result.ratio(f"{what}: ÷ echo service", ours_named, theirs_named, 0.5, at_least=True)
+def _compare(world: World, result: Result, library: str, what: str, **ways: Callable[[], float]) -> None:
+    """Each way, in turns, beside the one that is called `echo`. What is required is cortexd's, on the library it has here."""
+    found = in_turns(world.runs, {f"{_NAMES[way]}: {what}": action for way, action in ways.items()})
+    theirs = f"{_NAMES['echo']}: {what}"
+    for each, values in found.items():
+        result.add(each, "1/s", values, "" if each == theirs else theirs)
+    transport = " (cortexd reads and writes with its own transport)" if library == "dbus-next" else ""
+    for way in [way for way in ways if way != "echo"]:
+        whose = "" if way == "cortexd" else f"{_NAMES[way]}: "
+        result.ratio(
+            f"{whose}{what}: ÷ echo service{transport}", f"{_NAMES[way]}: {what}", theirs, 0.5, at_least=True,
+            required=way == "cortexd" and library == _INSTALLED,
+        )  # fmt: skip
 
 
 def _answered(client: Client) -> float:

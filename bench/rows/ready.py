@@ -37,7 +37,9 @@ def measure(world: World) -> Result:
         poller.join()
         ready = int(shown(unit, "ActiveEnterTimestampMonotonic")) / 1e6
         subprocess.run([world.venv / "cortexctl", "stop", "llama"], check=True, capture_output=True)
-        if number and first:
+        if not first:
+            raise RuntimeError("the server was ready, and polling by hand saw no 200")
+        if number:
             polled.append((first[0] - begin) * 1e3)
             added.append((ready - first[0]) * 1e3)
             returned.append((end - first[0]) * 1e3)

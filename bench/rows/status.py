@@ -23,20 +23,21 @@ def measure(world: World) -> Result:
         world.models(size, min(size, _RUNNING))
         _at(world, result, size)
     status = f"cortexctl status, {middle} models"
-    result.ratio(
-        f"status of {middle} models ÷ bare Python with argparse", status, f"python -c 'import argparse' ({middle})", 2
-    )
+    result.ratio(f"status of {middle} models ÷ bare Python with argparse", status, _bare(middle), 2)
     result.ratio(
         f"status of {middle} models ÷ supervisorctl status", status, f"supervisorctl status, {middle} programs", 0.4
     )
     if not world.short:
-        result.ratio(f"status of {many} models ÷ of {middle}", f"cortexctl status, {many} models", status, 2)
+        result.growth(
+            f"status of {many} models ÷ of {middle}, each in bare Pythons of its own phase",
+            (f"cortexctl status, {many} models", _bare(many)), (status, _bare(middle)), 2,
+        )  # fmt: skip
     return result
 
 
 def _at(world: World, result: Result, size: int) -> None:
     commands: dict[str, list[object]] = {
-        f"python -c 'import argparse' ({size})": [world.venv / "python", "-c", "import argparse"],
+        _bare(size): [world.venv / "python", "-c", "import argparse"],
         f"cortexctl status, {size} models": [world.venv / "cortexctl", "status"],
         f"cortexctl is-active, {size} models": [world.venv / "cortexctl", "is-active", name(0)],
         f"systemctl --user is-active ({size})": ["systemctl", "--user", "is-active", f"cortex-{name(0)}"],
@@ -55,7 +56,7 @@ def _at(world: World, result: Result, size: int) -> None:
         if problem := world.problems.get("pm2"):
             result.missing(f"pm2 list, {size} apps", problem)
         elif size > _MOST_APPS:
-            result.missing(f"pm2 list, {size} apps", f"not measured with more than {_MOST_APPS}")
+            result.missing(f"pm2 list, {size} apps", "not measured: it starts a process for each, which takes minutes")
         else:
             pm2 = Pm2(world)
             peers.enter_context(pm2.at_work(programs))
@@ -65,4 +66,8 @@ def _at(world: World, result: Result, size: int) -> None:
             for what, command in commands.items()
         }
         for what, values in in_turns(world.runs, actions).items():
-            result.add(what, "ms", values, f"python -c 'import argparse' ({size})")
+            result.add(what, "ms", values, _bare(size))
+
+
+def _bare(size: int) -> str:
+    return f"python -c 'import argparse' ({size})"

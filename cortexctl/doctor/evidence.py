@@ -160,6 +160,8 @@ class Files:
     """~/.cortex, where it is a link to a folder of another user's."""
     odd: tuple[Path, ...] = ()
     """What is neither a regular file nor a folder where one of ours should be."""
+    obstacles: tuple[Path, ...] = ()
+    """What lies in the place of a unit's file or drop-in and would hold systemd up, or does."""
     set_aside: tuple[Path, ...] = ()
     """Damaged databases that cortexd kept."""
 

@@ -56,6 +56,7 @@ def judge(seen: Evidence, uid: int) -> dict[str, list[Line]]:
     models = None if isinstance(session, Unseen) or session.daemon is None else session.daemon.models
     return {
         "Session": [
+            *_of("", "", files, rules_files.obstacles),
             *_of("bus", "your message bus", session, rules_session.bus),
             *_of("", "", session, lambda s: rules_session.manager(s, seen.user, uid)),
             *rules_session.linger(seen.lingers, seen.user),

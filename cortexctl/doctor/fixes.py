@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from cortexctl.doctor.line import Cure, Fix
 from cortexctl.doctor.look_files import places
 from cortexctl.doctor.look_session import LOGIND, LOGIND_PATH, system_bus, user_name
 from cortexctl.errors import CtlError
+from cortexd.units.files import name_aside
+from cortexd.units.loadable import free
 
 _SECONDS = 90.0
 """For an answer: a person may be asked for a password, and a daemon may take its time."""
@@ -24,6 +27,7 @@ def apply(fix: Fix, *, interactive: bool) -> None:
     cures: dict[Cure, Callable[[], None]] = {
         Cure.LINGER: lambda: _linger(interactive),
         Cure.CLOSE: lambda: _close(fix.arguments),
+        Cure.ASIDE: lambda: _put_aside([*map(Path, fix.arguments)]),
         Cure.START: lambda: _unit_job("StartUnit"),
         Cure.RESTART: lambda: _unit_job("RestartUnit"),
     }
@@ -72,6 +76,20 @@ def _opened(path: Path, data: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _put_aside(paths: Sequence[Path]) -> None:
+    """All of them, before systemd goes on and comes upon the next. It passes over a name that ends otherwise."""
+    kept = []
+    try:
+        for path in paths:
+            kept.append(name_aside(path, time.time()))
+            path.rename(kept[-1])
+    except OSError as e:
+        raise CtlError("FixFailed", f"{e.filename} cannot be renamed: {e.strerror}") from None
+    finally:
+        for path in kept:
+            free(path)
 
 
 def _unit_job(method: str) -> None:

@@ -22,6 +22,8 @@ class Cure(StrEnum):
     """Have logind let the user's services run without a login; no arguments."""
     CLOSE = "close"
     """Take the rights of others to files and folders away; the arguments are their paths."""
+    ASIDE = "aside"
+    """Give files another name, and have who waits at them go on; the arguments are their paths."""
     START = "start"
     """Start cortexd's unit; no arguments."""
     RESTART = "restart"

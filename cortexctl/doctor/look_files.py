@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
 from cortexctl.doctor import bounded
 from cortexctl.doctor.evidence import Files, Places, Unseen, Verified
 from cortexd.diagnosis import machine
-from cortexd.errors import CortexError
 from cortexd.names import model_name
-from cortexd.units.files import FileState, check_loadable, inspect
+from cortexd.units.files import FileState, inspect
+from cortexd.units.loadable import obstacles
 
 _MOST = 5000
 """Files of one kind that are looked at."""
@@ -58,6 +59,7 @@ def files(where: Places) -> Files:
         not_ours=() if linked else tuple(found["not_ours"]),  # what lies below it is theirs, too
         link_to_theirs=where.data if linked else None,
         odd=tuple(found["odd"]),
+        obstacles=_obstacles(where),
         set_aside=tuple(sorted(where.data.glob("models.db.damaged-*[0-9]"))[:_MOST]),
     )
 
@@ -81,19 +83,15 @@ def _private(where: Places) -> Iterator[tuple[Path, Collection[int]]]:
                 inside = (path for path in folder.glob("*/environment") if not path.parent.is_symlink())
                 yield from ((path, _FILE) for path in islice(inside, _MOST))
     for path in islice(where.unit_folder.glob("cortex-*.service"), _MOST):
-        if not can_be_loaded(path):
+        if path.is_dir():
             yield path, ()
         elif inspect(path) is not FileState.FOREIGN:
             yield path, _FILE
 
 
-def can_be_loaded(path: Path) -> bool:
-    """Whether systemd can be asked to read it."""
-    try:
-        check_loadable(path)
-    except CortexError:
-        return False
-    return not path.is_dir()
+def _obstacles(where: Places) -> tuple[Path, ...]:
+    folders = (where.unit_folder, where.installed_units)
+    return tuple(islice((path for folder in folders for path in obstacles(folder)), _MOST))
 
 
 def _fault(path: Path, right: Collection[int], *, may_be_link: bool) -> str:
@@ -110,14 +108,15 @@ def _fault(path: Path, right: Collection[int], *, may_be_link: bool) -> str:
 
 def verified(where: Places) -> Verified | Unseen:
     """What systemd-analyze finds in the units of ours that are on disk."""
-    units = [*filter(can_be_loaded, islice(sorted(where.unit_folder.glob("cortex-*.service")), _MOST))]
+    if found := _obstacles(where):
+        return Unseen(f"{found[0]} is in the way")
+    units = [p for p in islice(sorted(where.unit_folder.glob("cortex-*.service")), _MOST) if not p.is_dir()]
     units += filter(Path.is_file, (where.installed_units / name for name in ("cortexd.service", "cortex.slice")))
     if not units:
         return Verified(0)
     try:
-        status, said = bounded.run(
-            ["systemd-analyze", "--user", "verify", "--man=no", *map(str, units)], _VERIFY_SECONDS
-        )
+        with given_to_verify(units) as words:
+            status, said = bounded.run(["systemd-analyze", "--user", "verify", "--man=no", *words], _VERIFY_SECONDS)
     except OSError as e:
         return Unseen(f"systemd-analyze cannot be run: {e.strerror}")
     if status is None:
@@ -127,3 +126,23 @@ def verified(where: Places) -> Verified | Unseen:
     lines = [line.strip() for line in said.splitlines()]
     foreign = frozenset(path.name for path in units if model_name(path.name) and inspect(path) is FileState.FOREIGN)
     return Verified(len(units), tuple(line for line in lines if any(name in line for name in names)), foreign)
+
+
+@contextmanager
+def given_to_verify(units: Sequence[Path]) -> Iterator[list[str]]:
+    """How `systemd-analyze verify` is told of these files; those that cannot be opened are left out.
+
+    What follows a colon it takes for the name under which to look at the file before it (process_aliases() of its source). So a file
+    whose path has one, as that of model llama3:8b, is given by a descriptor of ours, and then its name.
+    """
+    words = []
+    with ExitStack() as closing:
+        for path in units:
+            if ":" not in str(path):
+                words.append(str(path))
+                continue
+            with suppress(OSError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                closing.callback(os.close, descriptor)
+                words.append(f"/proc/{os.getpid()}/fd/{descriptor}:{path.name}")
+        yield words

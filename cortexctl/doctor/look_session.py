@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +20,7 @@ from cortexd.systemd.cgroup import mount_point
 
 _SECONDS = 1.5
 """For one answer; who does not give it is asked nothing more."""
+_POLL = 0.05
 _OURS = ["cortex-*.service", "cortexd*.service", SLICE]
 _MANAGER_PATH = "/org/freedesktop/systemd1"
 
@@ -48,12 +50,22 @@ def session(search_path: str) -> Session:
     except CtlError as e:
         return Session(address=where, problem=e.message, other_bus=_other_bus(where))
     with closing(bus):
-        (names,) = bus.try_call(bus_call("ListNames"), _SECONDS) or ([],)
+        names = _names(bus)
         (activatable,) = bus.try_call(bus_call("ListActivatableNames"), _SECONDS) or ([],)
         manager = _manager(bus) if SYSTEMD in names else Unseen("is not on this bus")
         unit = _unit(bus) if isinstance(manager, Manager) else None
         daemon = _daemon(bus, BUS_NAME in names, BUS_NAME in activatable, unit, search_path)
     return Session(address=where, other_bus=_other_bus(where), manager=manager, daemon=daemon)
+
+
+def _names(bus: Bus) -> list[str]:
+    """Who is on it. A manager comes to its bus, which may have begun with our connection, a moment after that."""
+    deadline = time.monotonic() + _SECONDS
+    while True:
+        (names,) = bus.try_call(bus_call("ListNames"), _SECONDS) or ([],)
+        if SYSTEMD in names or not names or time.monotonic() > deadline:
+            return [*names]
+        time.sleep(_POLL)
 
 
 def _other_bus(where: str) -> str:

@@ -18,6 +18,19 @@ _OUR_ROOM = 64 << 20
 _MOST = 5
 
 
+def obstacles(files: Files) -> Iterator[Line]:
+    """What holds systemd up, or will."""
+    if found := files.obstacles:
+        what = "is no unit file" if len(found) == 1 else "are no unit files"
+        these = "it" if len(found) == 1 else "them"
+        yield error(
+            "obstacle",
+            f"{_some(found)} {what}: reading {these}, your systemd manager hangs",
+            "move it away; if the manager hangs already, --fix also has it go on",
+            Fix(Cure.ASIDE, f"Put {_some(found)} aside, and have systemd go on?", tuple(map(str, found))),
+        )
+
+
 def modes(files: Files, user: str) -> Iterator[Line]:
     """Who may read what is the user's alone."""
     if files.odd:

@@ -63,7 +63,7 @@ _PROPERTIES: dict[str, Callable[[ModelView], Any]] = {
     "MainPID": lambda view: view.unit.main_pid,
     "ControlGroup": lambda view: view.unit.control_group,
     "StatusText": lambda view: view.unit.status_text,
-    "NRestarts": lambda view: view.unit.n_restarts,
+    "NRestarts": lambda view: _restarts(view),
     "FailedRuns": lambda view: view.model.budget.failed,
     "UsualLoadUSec": lambda view: round(view.model.usual_load * 1e6),
     "StateChangeTimestamp": lambda view: view.unit.state_change,
@@ -91,6 +91,12 @@ def limits_property(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 def settings_values(view: ModelView) -> dict[str, Variant]:
     """Every setting of a model in its own type."""
     return {name: _setting(name, value) for name, value in settings_of(view.model.spec).items()}
+
+
+def _restarts(view: ModelView) -> int:
+    """How often systemd has restarted it: at its own limit of starts it counts one that was none (252, 257)."""
+    none = view.unit.active_state == "failed" and view.model.budget.start_limit
+    return max(view.unit.n_restarts - none, 0)
 
 
 @lru_cache(maxsize=4096)

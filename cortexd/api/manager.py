@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cortexd.api import describe
@@ -10,12 +10,14 @@ from cortexd.api.caller import caller_of, options_of
 from cortexd.api.interfaces import load
 from cortexd.api.job import path_of
 from cortexd.api.server import Exported
+from cortexd.budget import AT_REST
 from cortexd.bus import Bus, Call, Variant
 from cortexd.errors import InvalidConfig
 from cortexd.manager import Manager
 from cortexd.model import SETTINGS
 from cortexd.names import MANAGER_INTERFACE, MODEL_INTERFACE, job_path, model_path
 from cortexd.registered import Model
+from cortexd.registration import Caller
 from cortexd.store import EventQuery
 from cortexd.version import VERSION
 
@@ -40,6 +42,10 @@ class ManagerObject(Exported):
             "Warnings": self._manager.catalog.warnings,
         }
 
+    async def refresh(self) -> None:
+        """Nobody tells of files that come and go."""
+        await self._manager.catalog.look_around()
+
     async def Register(self, call: Call, name: str, settings: dict[str, Any], options: dict[str, Any]) -> list[Any]:
         (model,) = await self._register(call, {name: settings}, options)
         return [model_path(name), list(model.warnings)]
@@ -55,25 +61,30 @@ class ManagerObject(Exported):
         made = await self._register(call, wanted, options)
         return [[(model_path(model.name), list(model.warnings)) for model in made]]
 
+    async def _caller(self, call: Call, names: Iterable[str], options: Mapping[str, Any] | None = None) -> Caller:
+        """Who changes these models, as soon as somebody may."""
+        await self._manager.recovery.admit(names)
+        return await caller_of(self._bus, call, options)
+
     async def _register(self, call: Call, wanted: dict[str, dict[str, Any]], options: dict[str, Any]) -> list[Model]:
         given = options_of(options, search_path=str, working_directory=str, api_key=str)
         if given.get("api_key", "auto") != "auto":  # without the value: it may be a key
             raise InvalidConfig("api_key: takes only auto; register, then give your own with 'cortexctl secret set'")
-        caller = await caller_of(self._bus, call, given)
+        caller = await self._caller(call, wanted, given)
         return await self._manager.register_all(wanted, caller, api_key="api_key" in given)
 
     async def Unregister(self, call: Call, name: str, options: dict[str, Any]) -> list[Any]:
         force = options_of(options, force=bool).get("force", False)
-        return [path_of(await self._manager.unregister(name, await caller_of(self._bus, call), force=force))]
+        return [path_of(await self._manager.unregister(name, await self._caller(call, [name]), force=force))]
 
     async def StartModel(self, call: Call, name: str) -> list[Any]:
-        return [path_of(await self._manager.life.start(name, await caller_of(self._bus, call)))]
+        return [path_of(await self._manager.life.start(name, await self._caller(call, [name])))]
 
     async def StopModel(self, call: Call, name: str) -> list[Any]:
-        return [path_of(await self._manager.life.stop(name, await caller_of(self._bus, call)))]
+        return [path_of(await self._manager.life.stop(name, await self._caller(call, [name])))]
 
     async def RestartModel(self, call: Call, name: str) -> list[Any]:
-        return [path_of(await self._manager.life.restart(name, await caller_of(self._bus, call)))]
+        return [path_of(await self._manager.life.restart(name, await self._caller(call, [name])))]
 
     async def GetModel(self, call: Call, name: str) -> list[Any]:
         return [model_path(self._manager.catalog.get(name).name)]
@@ -86,12 +97,14 @@ class ManagerObject(Exported):
         if unknown := [str(key) for key in given.get("properties", []) if key not in kinds]:
             raise InvalidConfig(f"properties: a model has no property {unknown[0]!r}")
         names = self._manager.match(patterns)
+        await self._manager.catalog.look_at_units()
         if given:  # somebody looks closely
             await self._manager.refresh([name for name in names if name in patterns])
         usage = await self._manager.usage(names) if given.get("usage") else {}
         limits = await self._manager.limits(names) if given.get("limits") else {}
+        await call.room()  # those that asked at the same time have come this far at the same time
         models = []
-        for name in names:
+        for name in self._manager.match(patterns):  # one may have gone meanwhile
             values = describe.model_properties(self._manager.view(name), wanted)
             if name in usage:
                 values |= describe.usage_properties(usage[name])
@@ -112,7 +125,8 @@ class ManagerObject(Exported):
             raise InvalidConfig(
                 f"names and kinds: {len(names) + len(kinds)} were given, at most {_MAX_EVENTS} are possible"
             )
-        query = EventQuery(models=names, kinds=kinds, since=given.get("since", 0), limit=limit)
+        without = () if kinds else (AT_REST,)
+        query = EventQuery(models=names, kinds=kinds, without=without, since=given.get("since", 0), limit=limit)
         return [[describe.event_values(event) for event in await self._manager.events(query)]]
 
     async def ListSettings(self, call: Call) -> list[Any]:

@@ -42,6 +42,8 @@ class ModelObject(Exported):
         self._limits = (await self._manager.limits([self._name]))[self._name]
 
     async def _caller(self, call: Call, options: Mapping[str, Any] | None = None) -> Caller:
+        """Who changes it, as soon as somebody may."""
+        await self._manager.recovery.admit([self._name])
         return await caller_of(self._bus, call, options)
 
     async def Start(self, call: Call, options: dict[str, Any]) -> list[Any]:

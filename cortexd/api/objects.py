@@ -47,6 +47,7 @@ def export(bus: Bus, server: Server, manager: Manager) -> None:
         server.add(model_path(name), ModelObject(bus, manager, name), managed=True, announced=False)
     manager.on_add, manager.on_remove = add, remove
     manager.on_change = lambda name: server.update(model_path(name))
+    manager.catalog.on_warnings = lambda: server.update(ROOT_PATH)
     manager.on_event = lambda event: server.signal(ROOT_PATH, root.interface, "EventAdded", event.model, event.kind)
     jobs = manager.life.jobs
     jobs.on_new, jobs.on_end, jobs.on_forget = job_new, job_end, lambda job: server.remove(job_path(job.id))

@@ -158,6 +158,7 @@ class Server:
     async def _answer(self, call: Call) -> None:
         """Run one call; every end of it is a reply. An error that is not ours never leaves as a traceback."""
         try:
+            await call.room()
             signature, body = await self._run(call)
             call.reply(signature, body)
         except CortexError as e:

@@ -72,13 +72,21 @@ class LaunchPlan:
     activity: Activity | None = None
 
 
+_STARTED_BY = (
+    *(".config/systemd", ".config/environment.d", ".local/share/systemd", ".local/share/dbus-1"),
+    ".local/share/cortexd",  # where scripts/install puts our own program
+)
+"""In home: what says which programs services run, and with which variables."""
+_KERNEL = ("/proc", "/sys/fs/cgroup")
+
+
 def opened(folder: str, scope: Scope) -> str:
     """Which of the folders that no model may write would be open to one that may write `folder`: what could change a unit or a
     command line, holds others' secrets, or is the way to the bus and the service manager. Empty where none."""
     folder = "/" + os.path.normpath(folder).lstrip("/")
-    services = [scope.home / ".local" / "share" / kind for kind in ("systemd", "dbus-1")]
     manager = [scope.runtime / name for name in ("bus", "systemd")] if scope.runtime else []
-    for ours in map(str, (scope.data, scope.unit_folder, *scope.backend_folders, *services, *manager)):
+    others = [*(scope.home / name for name in _STARTED_BY), *manager, *_KERNEL]
+    for ours in map(str, (scope.data, scope.unit_folder, *scope.backend_folders, *others)):
         # By name, which may lead elsewhere tomorrow, and by where both lie now.
         if _meet(folder, ours) or _meet(os.path.realpath(folder), os.path.realpath(ours)):
             return ours

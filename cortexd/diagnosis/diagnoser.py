@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal as signals
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,13 +12,14 @@ from pathlib import Path
 from cortexd import journal, runlog
 from cortexd.budget import FAILED_ENDS, GAVE_UP
 from cortexd.catalog import Catalog
-from cortexd.diagnosis.evidence import Evidence, lines_of
+from cortexd.diagnosis.evidence import Evidence, lines_of, with_status
 from cortexd.diagnosis.why import Cause, explain, from_details, given_up
 from cortexd.errors import CortexError, NoSuchModel
-from cortexd.events import REFUSED, Ending, Event, Priority
+from cortexd.events import REFUSED, Event, Priority
 from cortexd.history import histories, history
 from cortexd.registered import Model
 from cortexd.runlog import RunLog
+from cortexd.runs import ending_told
 from cortexd.scope import Scope
 from cortexd.states import Judgement, State
 from cortexd.store import Store
@@ -80,12 +80,14 @@ class Diagnoser:
 
     # When it ended
 
-    async def ended(self, model: Model, unit: UnitState, priority: Priority) -> None:
-        """A run failed: find the cause, and keep it and the run's log."""
+    async def ended(self, model: Model, unit: UnitState, priority: Priority, at: int = 0) -> None:
+        """A run failed: find the cause, and keep it and the run's log. `at`: when, where that is not now."""
         run, ended = unit.invocation_id, unit.state_change or time.time_ns() // 1000
         found = self._future(run)
         async with self._saving:
-            log_ = await runlog.read_ended(model.unit, run, unit.exec_main_start, ended)
+            # Of one that has failed the manager has a word, to be waited for; of one that has not, it has none.
+            read = runlog.read_ended if unit.active_state != "inactive" else runlog.read
+            log_ = await read(model.unit, run, unit.exec_main_start, ended)
         cause = await self._explain(model, unit, log_)
         if cause is None:
             return
@@ -93,7 +95,7 @@ class Diagnoser:
         if not found.done():
             found.set_result(cause)
         self._on_change(model.name)
-        await self._keep(model, cause, run, ended, log_, priority)
+        await self._keep(model, cause, run, ended, log_, priority, at)
 
     async def was_stopped(self, model: Model, unit: UnitState) -> bool:
         """Whether systemd was told to stop the unit's last run, as the journal has it."""
@@ -112,12 +114,12 @@ class Diagnoser:
                     continue
                 known.add(run)
                 if run == unit.invocation_id and event.kind in FAILED_ENDS:
-                    await self.ended(model, unit, event.priority)
+                    await self.ended(model, unit, event.priority, event.time)
                     continue
                 async with self._saving:
                     log_ = await runlog.read(model.unit, run, 0, event.time)
                 if log_.end and (cause := await self._explain(model, log_.end, log_)):
-                    await self._keep(model, cause, run, event.time, log_, event.priority)
+                    await self._keep(model, cause, run, event.time, log_, event.priority, event.time)
 
     async def _explain(self, model: Model, unit: UnitState, log_: RunLog) -> Cause | None:
         try:
@@ -126,12 +128,14 @@ class Diagnoser:
             log.warning("%s: why its run failed is not known: %s", model.name, e)
             return None
 
-    async def _keep(self, model: Model, cause: Cause, run: str, ended: int, log_: RunLog, priority: Priority) -> None:
+    async def _keep(
+        self, model: Model, cause: Cause, run: str, ended: int, log_: RunLog, priority: Priority, at: int
+    ) -> None:
         """Write the run's log and its cause, unless the model was unregistered meanwhile: they would be another's, of its
-        name."""
+        name. `at`: the time of that event, where it is not now."""
         event = Event(
             model=model.name, kind="cause", message=cause.sentence, priority=priority, details=cause.details(),
-            invocation_id=run,
+            invocation_id=run, time=at,
         )  # fmt: skip
         try:
             async with self._catalog.locked(model):
@@ -182,6 +186,9 @@ class Diagnoser:
             sentence, _, remedy = last.message.partition("; ")
             return Cause(cause=REFUSED, sentence=f"its start was refused: {sentence}", remedy=remedy)
         run = unit.invocation_id or next((e.invocation_id for e in past if e.kind in ("run", "cause")), "")
+        gave_up = next((event for event in past if event.kind == GAVE_UP), None) if model.gave_up else None
+        if gave_up:  # systemd may have begun one more before it was stopped
+            run = next((e.invocation_id for e in past[past.index(gave_up) :] if _is_failure(e)), run)
         if not run:
             return Cause(
                 cause="never-started",
@@ -192,15 +199,16 @@ class Diagnoser:
         if cause is None and run in self._found:
             cause = await self.cause_of(run, _PENDING_SECONDS)
         if cause is None:
-            log_ = await runlog.read(model.unit, run, unit.exec_main_start)
+            is_last = run == unit.invocation_id
+            log_ = await runlog.read(model.unit, run, unit.exec_main_start if is_last else 0)
             # systemd forgets a unit that nobody needs; the journal may have its last words on it.
-            end = unit if unit.invocation_id else log_.end
+            end = unit if is_last else log_.end
             cause = await self._explain(model, end, log_) if end else None
         if cause is None:
             cause = await _from_events(model.name, [event for event in past if event.invocation_id == run])
         if model.gave_up:
-            what = next((event.details.get("what") for event in past if event.kind == GAVE_UP), "")
-            return given_up(model.gave_up, str(what or ""), cause)
+            what = str(gave_up.details.get("what") or "") if gave_up else ""
+            return given_up(model.name, model.gave_up, what, cause)
         if state is State.RESTARTING:
             return replace(cause, sentence=f"{cause.sentence}; systemd starts it again")
         return cause
@@ -214,7 +222,7 @@ class Diagnoser:
         kinds = ("stop", "stopped", "stop-unclean", "kill", "health-restart", "degraded", "unhealthy")
         told = [event for event in await self._history(model, *kinds) if event.invocation_id == run]
         known = model.ending.run == run and model.ending.by != "gave-up"  # that is no word of how the run itself ended
-        ending = model.ending if known else _ending(told)
+        ending = model.ending if known else ending_told(told)
         stopped = any(event.kind in ("stopped", "stop-unclean") for event in told)
         asked = [event.actor for event in told if event.kind == "stop"]
         failing = [event for event in told if event.kind in ("health-restart", "degraded", "unhealthy")]
@@ -222,16 +230,17 @@ class Diagnoser:
         probes = failing[0].message if failing else ""
         if model.health.run == run and model.health.failures and "health-restart" not in {e.kind for e in failing[:1]}:
             probes = f"{model.health.failures} health probes failed in a row, the last: {model.health.reason}"
+        lines = lines_of(log_)
         return Evidence(
             spec=model.spec,
-            unit=unit,
+            unit=with_status(unit, lines),
             executable=model.plan.argv[0],
             stop_seconds=model.plan.stop_seconds,
             ending=ending,
             stopped_by=asked[0] if asked and (stopped or ending.by == "stop") else "",
             probes=probes.partition("; it is killed")[0],
             memory=self._memory.seen(run),
-            lines=lines_of(log_),
+            lines=lines,
             lost=log_.lost,
         )
 
@@ -241,15 +250,8 @@ def _cause_in(events: list[Event], run: str) -> Cause | None:
     return next(filter(None, found), None)
 
 
-def _ending(events: list[Event]) -> Ending:
-    """How a former cortexd brought a run to its end, from the events of that run, newest first."""
-    for event in events:
-        if event.kind == "health-restart":
-            return Ending(event.invocation_id, "health", signals.SIGKILL)
-        if event.kind == "kill":
-            name = event.message.partition(" ")[0]
-            return Ending(event.invocation_id, "kill", getattr(signals.Signals.__members__.get(name), "value", 0))
-    return Ending()
+def _is_failure(event: Event) -> bool:
+    return event.kind in FAILED_ENDS and event.priority is not Priority.INFO
 
 
 async def _from_events(name: str, events: list[Event]) -> Cause:

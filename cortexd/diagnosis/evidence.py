@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from cortexd.diagnosis.finding import plain
 from cortexd.events import Ending
 from cortexd.kinds import size_text
 from cortexd.model import ModelSpec
 from cortexd.runlog import LINES, RunLog
+from cortexd.states import NOT_READY
 from cortexd.systemd.memory import MemoryEvents
 from cortexd.systemd.protocol import UnitState
 
@@ -80,9 +81,15 @@ class Evidence:
         return next(wanted, None)
 
     @property
-    def own_lines(self) -> list[str]:
-        """What its processes said, oldest first."""
-        return [line.text for line in self.lines if not line.manager]
+    def own_lines(self) -> list[Line]:
+        """What the server said, oldest first: neither systemd nor the waiter, whose word is the unit's status."""
+        return [line for line in self.lines if not line.manager and not line.text.startswith(NOT_READY)]
+
+
+def with_status(unit: UnitState, lines: Sequence[Line]) -> UnitState:
+    """The state of a unit after its run, with the waiter's last word: of a past run the log alone has that."""
+    told = (line.text for line in reversed(lines) if not line.manager and line.text.startswith(NOT_READY))
+    return unit if unit.status_text else replace(unit, status_text=next(told, ""))
 
 
 def lines_of(log: RunLog) -> tuple[Line, ...]:

@@ -30,10 +30,10 @@ class Version:
 
 
 class Versions:
-    """Asks programs, and remembers what runs by the program's file: nothing is asked twice of a file that is the same."""
+    """Asks programs, and remembers what runs: nothing is asked twice of a file that is the same, in the same environment."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[tuple[str, ...], int, int, int], Version] = {}
+        self._known: dict[tuple[object, ...], Version] = {}
         self._asking = threading.Lock()
         """One at a time: models often share a program, and several of them would take longer than one."""
 
@@ -43,7 +43,7 @@ class Versions:
         """Run it and see how it ends; blocking. What once took too long is asked again only by a `patient` caller, and
         what did not run always: the fault may lie elsewhere and be mended. Raises OSError where it is not there."""
         file = Path(argv[0]).stat()
-        key = (tuple(argv), file.st_mtime_ns, file.st_size, file.st_ino)
+        key = (*argv, *sorted(environment.items()), file.st_mtime_ns, file.st_size, file.st_ino)
         known = self._known.get(key)
         if known is not None and (known.status == 0 or not patient):
             return known
@@ -96,17 +96,20 @@ def _ask(argv: Sequence[str], environment: Mapping[str, str], deadline: float) -
 def _listen(process: subprocess.Popen[bytes], pipe: int, deadline: float) -> tuple[bytes, bool]:
     """The beginning of what it says until it has ended, and whether it has; the rest is read, so that it never waits for us."""
     os.set_blocking(pipe, False)
-    kept, watched = b"", [pipe]
+    kept = b""
     end = os.pidfd_open(process.pid)
+    watched = select.poll()  # select() knows no descriptor above 1023
+    for descriptor in (pipe, end):
+        watched.register(descriptor, select.POLLIN)
     try:
         while (left := deadline - time.monotonic()) > 0:
-            ready, _, _ = select.select([*watched, end], [], [], left)
+            ready = {descriptor for descriptor, _ in watched.poll(left * 1000)}
             if pipe in ready:
                 with suppress(BlockingIOError):
                     data = os.read(pipe, _MAX_OUTPUT)
                     kept = (kept + data)[:_MAX_OUTPUT]
                     if not data:
-                        watched = []
+                        watched.unregister(pipe)
             elif end in ready:
                 return kept, True
         return kept, False

@@ -15,10 +15,10 @@ from typing import Any
 from cortexd.backends import BACKENDS
 from cortexd.budget import with_last
 from cortexd.diagnosis import causes
-from cortexd.diagnosis.evidence import Evidence, Line, masked
+from cortexd.diagnosis.evidence import Evidence, masked
 from cortexd.diagnosis.finding import plain
 from cortexd.kinds import INFINITY, size_text
-from cortexd.states import BY_SYSTEMD, CRASHES, NOT_READY, describe_end, signal_name, systemd_gave_up
+from cortexd.states import BY_SYSTEMD, CRASHES, NOT_READY, describe_end, ended_well, not_restarted, signal_name
 
 UNKNOWN = "unknown"
 _VAGUE = (UNKNOWN, "crashed", "exited", "killed")
@@ -66,19 +66,23 @@ def explain(evidence: Evidence) -> Cause:
     """The cause of a run's end. There always is one, if only what systemd says of its exit."""
     found = next(filter(None, (rule(evidence) for rule in _RULES)))
     unit = evidence.unit
-    if unit.active_state == "failed" and unit.n_restarts:
-        if found.cause in _VAGUE:
-            found = replace(found, cause="crash-loop")
-        found = replace(found, sentence=found.sentence + systemd_gave_up(unit))
+    if unit.active_state == "failed" and unit.n_restarts and found.cause in _VAGUE:
+        found = replace(found, cause="crash-loop")
+    if unit.active_state == "inactive" and unit.restart and found.cause in ("killed", "exited"):
+        found = replace(found, sentence=found.sentence + not_restarted(unit))
     line = found.evidence
     return replace(found, evidence=(*_facts(evidence), *line, *_last_lines(evidence, line)))
 
 
-def given_up(why: str, what: str, last: Cause) -> Cause:
+def given_up(name: str, why: str, what: str, last: Cause) -> Cause:
     """The cause of a model that is restarted no more, since (`what`) so many runs failed in a row, of which this was the last
-    one's: what is known of that one is a better word than `why`, which was said when it ended."""
+    one's: what is known of that one is a better word than `why`, which was said when it ended. `name`: the model's."""
+    start = f"'cortexctl start {name}' starts it again"
     if last.cause == "stopped" or not what:  # what stopped it was cortexd itself
-        return replace(last, cause="crash-loop", sentence=why, remedy="'cortexctl events' shows how each run ended")
+        look = f"'cortexctl events {name}' shows how each run ended; {start}"
+        return replace(last, cause="crash-loop", sentence=why, remedy=look)
+    if "cortexctl start" not in last.remedy:
+        last = replace(last, remedy=f"{last.remedy}; {start}" if last.remedy else start)
     word = "crash-loop" if last.cause in _VAGUE else last.cause
     end = "it is restarted no more until it is started by hand or at boot"
     return replace(last, cause=word, sentence=f"{with_last(what, last.sentence)}; {end}")
@@ -95,7 +99,7 @@ def _stopped(e: Evidence) -> Cause | None:
         return Cause(
             cause="stopped", sentence=f"it was stopped{by}", remedy=_remedy(e, "'cortexctl start {name}' starts it")
         )
-    if e.unit.result == "success" and e.said("Stopping "):
+    if e.ending.by == "systemd" or (e.unit.result == "success" and e.said("Stopping ")):
         return Cause(
             cause="stopped",
             sentence=f"it was stopped by systemd: {BY_SYSTEMD}",
@@ -239,8 +243,8 @@ def _killed_from_outside(e: Evidence) -> Cause | None:
 def _printed(e: Evidence) -> Cause | None:
     """What the server said. What the waiter was told by a server that lives counts as its last line."""
     told = e.unit.status_text.removeprefix(NOT_READY)
-    lines = [*e.own_lines, told] if told != e.unit.status_text else e.own_lines
-    found = causes.read(lines, dict(e.settings))
+    said = [line.text for line in e.own_lines]
+    found = causes.read([*said, told] if told != e.unit.status_text else said, dict(e.settings))
     if found is None:
         return None
     line = next((line.shown for line in e.lines if line.text == found.line), "")
@@ -277,11 +281,11 @@ def _otherwise(e: Evidence) -> Cause:
     unit = e.unit
     if unit.result == "start-limit-hit":
         return Cause(cause="crash-loop", sentence=describe_end(unit), remedy=_remedy(e, _LOGS))
-    if unit.exec_main_code == _CLD_EXITED and not unit.exec_main_status and not unit.status_text.startswith(NOT_READY):
-        sentence = "the server ended by itself with status 0"
+    if unit.exec_main_code == _CLD_EXITED and ended_well(unit) and not unit.status_text.startswith(NOT_READY):
+        sentence = f"the server ended by itself with status {unit.exec_main_status}"
         return Cause(cause="exited", sentence=sentence, remedy=_remedy(e, _LOGS))
     sentence = describe_end(unit) or "the server ended"
-    own = _own_lines(e)
+    own = e.own_lines
     if own and unit.exec_main_code == _CLD_EXITED and unit.exec_main_status:
         sentence += f"; {_LAST_LOST}" if e.lost else f"; the last it said: {own[-1].shown}"
     return Cause(cause=UNKNOWN, sentence=sentence, remedy=_remedy(e, _LOGS))
@@ -310,8 +314,10 @@ def _facts(e: Evidence) -> Iterator[tuple[str, str]]:
     elif unit.exec_main_code:
         dumped = ", core dumped" if unit.exec_main_code == _CLD_DUMPED else ""
         yield "Exit", signal_name(unit.exec_main_status) + dumped
-    if unit.n_restarts:
-        yield "Restarts", str(unit.n_restarts)
+    # At its own limit of starts systemd counts one that was none.
+    restarts = unit.n_restarts - bool(e.said("Start request repeated too quickly"))
+    if restarts > 0:
+        yield "Restarts", str(restarts)
     if e.memory is not None:
         counted = e.memory
         # The group may be gone before the last of them is read; systemd, which was told of it, knows that there was one.
@@ -339,12 +345,6 @@ def _last_lines(e: Evidence, told: tuple[tuple[str, str], ...]) -> Iterator[tupl
     """The last lines that its own processes wrote, or where there are none, systemd's; those that are told already left
     out."""
     known = {text for _, text in told}
-    for line in (_own_lines(e) or e.lines)[-_SHOWN_LINES:]:
+    for line in (e.own_lines or e.lines)[-_SHOWN_LINES:]:
         if line.shown not in known:
             yield "Log", line.shown
-
-
-def _own_lines(e: Evidence) -> list[Line]:
-    """What the server said: neither systemd nor the waiter, whose word is the unit's status."""
-    waiter = e.unit.status_text.removeprefix(NOT_READY)
-    return [line for line in e.lines if not line.manager and line.text != waiter]

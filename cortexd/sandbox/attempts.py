@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 if not __package__:
@@ -26,7 +27,11 @@ if not __package__:
 from cortexd.sandbox.inside import tell, writing
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_PR_GET_NO_NEW_PRIVS, _PTRACE_TRACEME, _PER_LINUX32, _CLONE_NEWUSER = 39, 0, 8, 0x10000000
+_PR_GET_NO_NEW_PRIVS, _PTRACE_TRACEME, _PER_LINUX32 = 39, 0, 8
+_NEW_USERS, _NEW_MOUNTS, _NEW_CONTROL_GROUPS = 0x10000000, 0x00020000, 0x02000000  # CLONE_NEW…
+_PRIVATE = 0x4000 | 1 << 18  # MS_REC | MS_PRIVATE
+_READ_WRITE = 32 | 4096  # MS_REMOUNT | MS_BIND
+_DETACH = 2  # MNT_DETACH
 _SYSLOG_SIZE_BUFFER = 10
 _SYSTEM = ("/usr", "/etc", "/boot", "/opt", "/srv", "/var/lib", "/var/local", "/run/lock")
 _TUNABLES = ("/proc/sys/kernel/printk", "/proc/sys/vm/swappiness", "/sys/kernel/mm/transparent_hugepage/enabled")
@@ -95,6 +100,11 @@ def _seen(where: Where, name: str) -> None:
         raise OSError(errno.ENOENT, "another folder lies over it")
 
 
+def _terminals(where: Where) -> None:
+    _seen(where, "terminals")
+    os.scandir(where["terminals"]).close()
+
+
 def _connect(path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(2)
@@ -116,6 +126,29 @@ def _setuid_file(where: Where) -> None:
 def _control_group(where: Where) -> None:
     own = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
     _open_to_write(f"/sys/fs/cgroup{own}/cgroup.procs")
+
+
+def _lift_limits(where: Where) -> None:
+    """By a mount of its own. `nsdelegate` guards the group that is the root of a process's namespace, and no other: one in a
+    group below may write the limits of that."""
+
+    def outer() -> None:
+        _call("unshare", _NEW_USERS | _NEW_MOUNTS | _NEW_CONTROL_GROUPS)
+        _call("mount", b"none", b"/tmp", b"cgroup2", 0, None)
+        below = Path("/tmp/cortexd-attempt")
+        below.mkdir()
+        try:
+            _in_child(lambda: inner(below))
+        finally:
+            below.rmdir()
+
+    def inner(below: Path) -> None:
+        (below / "cgroup.procs").write_text("0")
+        _call("unshare", _NEW_CONTROL_GROUPS)
+        limit = Path("/tmp/cgroup.max.depth")  # one that there is with every controller
+        limit.write_text(limit.read_text())
+
+    _in_child(outer)
 
 
 def _write_and_execute(where: Where) -> None:
@@ -170,12 +203,17 @@ ATTEMPTS: dict[str, Callable[[Where], object]] = {
     "unload-module": _unload_module,
     "see-modules": lambda where: [*Path("/usr/lib/modules").iterdir()],
     "control-group": _control_group,
+    "lift-limits": _lift_limits,
     "user-bus": lambda where: _connect(f"{where['runtime']}/bus"),
     "user-manager": lambda where: _connect(f"{where['runtime']}/systemd/private"),
+    "system-bus": lambda where: _connect("/run/dbus/system_bus_socket"),
+    "see-run": lambda where: _seen(where, "run"),
+    "see-terminals": _terminals,
+    "see-console": lambda where: _seen(where, "console"),
     "see-data": lambda where: [*Path(where["data"]).iterdir()],
     "see-secrets": lambda where: [*Path(f"{where['data']}/secrets").iterdir()],
     "see-units": lambda where: [*Path(where["units"]).iterdir()],
-    "namespaces": lambda where: _in_child(lambda: _call("unshare", _CLONE_NEWUSER)),
+    "namespaces": lambda where: _in_child(lambda: _call("unshare", _NEW_USERS)),
     "personality": lambda where: _in_child(lambda: _call("personality", ctypes.c_ulong(_PER_LINUX32))),
     "write-and-execute": _write_and_execute,
     "other-family": _other_family,
@@ -189,18 +227,42 @@ ATTEMPTS: dict[str, Callable[[Where], object]] = {
 """By name; each raises OSError where it is prevented."""
 
 
+def _ended(attempt: Callable[[Where], object], where: Where) -> int:
+    try:
+        attempt(where)
+    except OSError as e:
+        return e.errno or errno.EIO
+    return 0
+
+
+def _as_root(names: list[str], where: Where) -> set[str]:
+    """Those that succeed for who is root of namespaces of its own, and takes away what lies over things where the kernel lets
+    it."""
+    read_end, write_end = os.pipe()
+
+    def uncovered() -> None:
+        _call("unshare", _NEW_USERS | _NEW_MOUNTS)
+        _call("mount", None, b"/", None, _PRIVATE, None)
+        points = [line.split()[4].encode() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        for point in reversed(points):
+            _libc.umount2(point, _DETACH)
+            _libc.mount(None, point, None, _READ_WRITE, None)
+        found = [name for name in names if not _ended(ATTEMPTS[name], where)]
+        os.write(write_end, " ".join(found).encode())
+
+    with suppress(OSError):
+        _in_child(uncovered)
+    os.close(write_end)
+    with os.fdopen(read_end) as file:
+        return {*file.read().split()}
+
+
 def main() -> int:
-    """Try all, and tell."""
+    """Try all, those that fail once more in namespaces of their own, and tell."""
     where = json.loads(sys.argv[1])
-    said = []
-    for name, attempt in ATTEMPTS.items():
-        number = 0
-        try:
-            attempt(where)
-        except OSError as e:
-            number = e.errno or errno.EIO
-        said.append(f"{name}:{number}")
-    tell(" ".join(said))
+    ends = {name: _ended(attempt, where) for name, attempt in ATTEMPTS.items()}
+    ends |= dict.fromkeys(_as_root([name for name, number in ends.items() if number], where), 0)
+    tell(" ".join(f"{name}:{number}" for name, number in ends.items()))
     return 0
 
 

@@ -47,10 +47,12 @@ class Proof:
     failure: str = ""
     apart: Mapping[str, Results] = field(default_factory=dict)
     """In the sandbox without one directive, by its name; empty where systemd cannot set that up, nor then the attempts."""
+    alone: Mapping[str, Results] = field(default_factory=dict)
+    """In a sandbox of one directive, by its name; the same. Tried where one of them is covered."""
 
 
 WORDS: Mapping[str, str] = {
-    "user-namespace": "act as the user that it is for the whole machine",
+    "user-namespace": "be in the machine's user namespace",
     "gain-privileges": "gain privileges by set-user-ID programs",
     "write-system": "write to the system's folders",
     "write-elsewhere": "write to a folder of yours outside of your home",
@@ -66,8 +68,13 @@ WORDS: Mapping[str, str] = {
     "unload-module": "load and unload kernel modules",
     "see-modules": "read the kernel's modules",
     "control-group": "write to its control group",
+    "lift-limits": "lift its limits in namespaces of its own",
     "user-bus": "reach your bus",
-    "user-manager": "reach your service manager, and so start anything outside of its sandbox",
+    "user-manager": "reach your service manager",
+    "system-bus": "reach the system's bus",
+    "see-run": "see the sockets in /run",
+    "see-terminals": "open your terminals",
+    "see-console": "open the machine's first console",
     "see-data": "read ~/.cortex",
     "see-secrets": "read other models' secrets",
     "see-units": "read other models' units",
@@ -93,7 +100,7 @@ _ATTEMPTS: Mapping[str, tuple[str, ...]] = {
     "RestrictSUIDSGID": ("setuid-file",),
     "ProtectKernelTunables": ("tunables",),
     "ProtectKernelModules": ("unload-module", "see-modules"),
-    "ProtectControlGroups": ("control-group",),
+    "ProtectControlGroups": ("control-group", "lift-limits"),
     "RestrictNamespaces": ("namespaces",),
     "RestrictAddressFamilies": ("other-family",),
     "SystemCallFilter": ("trace",),
@@ -109,25 +116,11 @@ OPTIONAL = tuple(_ATTEMPTS)
 """The directives without which a sandbox is still one."""
 _FENCES: Mapping[str, tuple[str, ...]] = {
     "PrivateUsers": ("user-namespace",),
-    "TemporaryFileSystem=%t": ("user-bus", "user-manager"),
+    "TemporaryFileSystem=/run": ("user-bus", "user-manager", "system-bus", "see-run"),
+    "InaccessiblePaths=/dev/pts": ("see-terminals", "see-console"),
     "InaccessiblePaths=~/.cortex": ("see-data", "see-secrets", "see-units"),
 }
 """The same for what no setting says, and every sandbox of folders has."""
-
-
-_LINES: Mapping[str, tuple[str, ...]] = {
-    "ProtectSystem": ("ProtectSystem=", "ReadOnlyPaths="),
-    "PrivateTmp": ("PrivateTmp=", "TemporaryFileSystem=/dev/shm"),
-    "SystemCallFilter": ("SystemCallFilter=", "SystemCallErrorNumber="),
-    "TemporaryFileSystem=%t": ("TemporaryFileSystem=%t", "BindReadOnlyPaths=%t", "BindReadOnlyPaths=-%t"),
-    "InaccessiblePaths=~/.cortex": ("InaccessiblePaths=",),
-}
-"""How the lines of a directive begin, where its name alone does not say it."""
-
-
-def without(lines: Sequence[str], directive: str) -> list[str]:
-    """A sandbox's lines (sandbox_lines) but those of one directive."""
-    return [line for line in lines if not line.startswith(_LINES.get(directive, (f"{directive}=",)))]
 
 
 LeftOut = Mapping[str, str]
@@ -178,10 +171,20 @@ def _judge(directive: str, requested: str, attempts: tuple[str, ...], proof: Pro
     alone = [name for name in prevented if not apart or apart.get(name) == 0]
     said = f"the server cannot {', nor '.join(WORDS[name] for name in alone or prevented)}"
     if not alone:
-        return Row(directive, requested, Effect.COVERED, f"{said}; without it another directive prevents that")
+        others = [n for n, found in proof.alone.items() if n != directive and any(found.get(a) for a in prevented)]
+        return Row(directive, requested, Effect.COVERED, f"{said}; without it {_names(others)} that")
     if apart is not None and not apart:
         said += "; without it systemd cannot set up the rest"
     return Row(directive, requested, Effect.IN_FORCE, said)
+
+
+def _names(covering: Sequence[str]) -> str:
+    """Who prevents the same."""
+    if len(covering) > 2:
+        return f"{covering[0]}, {covering[1]} and {len(covering) - 2} more prevent"
+    return (
+        f"{' and '.join(covering)} prevent" + "s" * (len(covering) == 1) if covering else "the others together prevent"
+    )
 
 
 NEED_NAMESPACES = frozenset(

@@ -41,9 +41,11 @@ def text(when: str, tools: Tools, proofs: Mapping[str, Proof]) -> str:
     def place(found: Results) -> int:
         return places.setdefault(" ".join(f"{name}:{number}" for name, number in found.items()), len(places))
 
+    def places_of(each: Mapping[str, Results]) -> dict[str, int]:
+        return {name: place(found) for name, found in each.items()}
+
     rows = {
-        key: [place(p.sandbox), place(p.control), {name: place(found) for name, found in p.apart.items()}]
-        for key, p in proofs.items()
+        key: [place(p.sandbox), place(p.control), places_of(p.apart), places_of(p.alone)] for key, p in proofs.items()
     }
     whole = {"when": when, "namespaces": tools.namespaces, "left_out": sorted(tools.left_out)}
     return json.dumps({**whole, "proofs": rows, "said": [*places]}) + "\n"
@@ -70,8 +72,11 @@ def _kept(whole: Any) -> Kept:
             raise ValueError("it is not what cortexd wrote")
         return said[place] or {}
 
+    def each(places: dict[object, object]) -> dict[str, Results]:
+        return {str(name): at(place) for name, place in places.items()}
+
     proofs = {
-        str(key): Proof(at(sandbox), at(control), apart={str(name): at(place) for name, place in apart.items()})
-        for key, (sandbox, control, apart) in whole["proofs"].items()
+        str(key): Proof(at(sandbox), at(control), apart=each(apart), alone=each(alone))
+        for key, (sandbox, control, apart, alone) in whole["proofs"].items()
     }
     return Kept(when, namespaces, left_out, proofs)

@@ -11,7 +11,15 @@ from pathlib import Path
 from cortexd.sandbox import attempts
 from cortexd.scope import Scope
 
-_FOLDERS = {"tmp": "/tmp", "var-tmp": "/var/tmp", "shared-memory": "/dev/shm", "devices": "/dev"}
+_SEEN = {
+    "tmp": "/tmp",
+    "var-tmp": "/var/tmp",
+    "shared-memory": "/dev/shm",
+    "devices": "/dev",
+    "run": "/run",
+    "terminals": "/dev/pts",
+    "console": "/dev/tty1",
+}
 _PARENTS = ("/", "/srv", "/mnt", "/media", "/opt", "/data", "/var", "/var/lib", "/var/local", "/var/log", "/usr/local")
 _NOT = ("/tmp", "/var/tmp", "/dev", "/proc", "/sys", "/run", "/home", "/root")
 """Those that directives of their own are for."""
@@ -20,12 +28,12 @@ _MAX_LOOKED_AT = 2000
 
 def where(scope: Scope, umask: str = "0022", written: Sequence[str] = ()) -> attempts.Where:
     """For a model with this file mode mask that may write these folders. Raises OSError."""
-    folders = {**_FOLDERS, "home": str(scope.home)}
-    seen = {f"{name}-is": attempts.identity(path) for name, path in folders.items() if Path(path).is_dir()}
+    named = {**_SEEN, "home": str(scope.home)}
+    seen = {f"{name}-is": attempts.identity(path) for name, path in named.items() if Path(path).exists()}
     seen["user-namespace-is"] = str(Path("/proc/self/ns/user").readlink())
     own = {"data": str(scope.data), "units": str(scope.unit_folder), "runtime": str(scope.runtime or "")}
     excepted = [*_NOT, str(scope.home), *map(os.path.realpath, written)]
-    return {**folders, **own, **seen, "umask": umask, "elsewhere": elsewhere(excepted)}
+    return {**named, **own, **seen, "umask": umask, "elsewhere": elsewhere(excepted)}
 
 
 def elsewhere(excepted: Sequence[str], parents: Sequence[str] = _PARENTS) -> str:

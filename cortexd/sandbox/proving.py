@@ -25,13 +25,13 @@ from cortexd.sandbox.judging import (
     Row,
     not_in_force,
     table,
-    without,
 )
 from cortexd.sandbox.places import where
 from cortexd.sandbox.trial import SET_UP, Look, Trials, failure, sandbox_of
 from cortexd.scope import Scope
 from cortexd.systemd.protocol import Systemd, UnitState
 from cortexd.units import files
+from cortexd.units.fences import only, without
 from cortexd.units.render import Tools, has_namespaces, written_folders
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class Prover:
                         return Proof({}, {}, said)
                     return await self._prove(model, again=again, apart=apart)  # with another unit
             if apart and not proof.apart and not proof.failure:
-                proof = replace(proof, apart=await self._apart(model, looks, proof))
+                proof = await self._apart(model, looks, proof)
             if proof is not before and not proof.failure:
                 self._proofs[key] = proof
                 await self._keep()
@@ -194,12 +194,19 @@ class Prover:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)  # each takes its unit with it
 
-    async def _apart(self, model: Model, looks: _Looks, proof: Proof) -> dict[str, Results]:
-        """What each directive that seems to be in force does by itself: the same sandbox without it."""
-        rows = table(model.spec, proof, self._left_out(model))
-        names = [row.directive for row in rows if row.effect is Effect.IN_FORCE]
-        states = await self._try(looks, *(without(looks.lines, name) for name in names))
-        return {name: kept.results(state.status_text) or {} for name, state in zip(names, states, strict=True)}
+    async def _apart(self, model: Model, looks: _Looks, proof: Proof) -> Proof:
+        """With what each directive that seems to be in force does by itself: the same sandbox without it; and where another
+        one covers it, a sandbox of each of the others."""
+
+        def having(effect: Effect) -> list[str]:
+            return [row.directive for row in table(model.spec, proof, self._left_out(model)) if row.effect is effect]
+
+        async def tried(names: list[str], part: Callable[[Sequence[str], str], list[str]]) -> dict[str, Results]:
+            states = await self._try(looks, *(part(looks.lines, name) for name in names))
+            return {name: kept.results(state.status_text) or {} for name, state in zip(names, states, strict=True)}
+
+        proof = replace(proof, apart=await tried(having(Effect.IN_FORCE), without))
+        return replace(proof, alone=await tried(having(Effect.IN_FORCE), only)) if having(Effect.COVERED) else proof
 
     async def _blame(self, looks: _Looks, said: str) -> str:
         """Why systemd cannot set up a unit, with the line that stops it where that is one of the user's. Empty where it is a

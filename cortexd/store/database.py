@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import sqlite3
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cortexd.errors import StoreFailed
-from cortexd.events import Event, Priority
+from cortexd.events import Event, Priority, bounded
 from cortexd.kinds import Value
 from cortexd.store import files
 from cortexd.store.connection import Connection
@@ -31,8 +32,9 @@ EVENTS_OF_KIND = 10
 _PRUNE_EVERY = 200
 _BUSY_SECONDS = 5.0
 _MAX_INTEGER = 2**63 - 1
-_INSERT_MODEL = "INSERT INTO models VALUES (?, ?, ?, ?)"
+_SAVE_MODEL = "INSERT INTO models VALUES (?1, ?2, ?3, ?3) ON CONFLICT (name) DO UPDATE SET settings = ?2, updated = ?3"
 _INSERT_INTENT = "INSERT INTO intents (time, model, kind, details, actor) VALUES (?, ?, ?, ?, ?)"
+_END_INTENT = "DELETE FROM intents WHERE id = ?"
 _INSERT_EVENT = (
     "INSERT INTO events (time, model, kind, priority, message, details, invocation_id, actor)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -63,10 +65,11 @@ class Intent:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventQuery:
-    """Which events: empty `models` and `kinds` mean all; `since` is microseconds since the epoch."""
+    """Which events: empty `models` and `kinds` mean all, but for those `without`; `since` is microseconds since the epoch."""
 
     models: Sequence[str] = ()
     kinds: Sequence[str] = ()
+    without: Sequence[str] = ()
     since: int = 0
     limit: int = 50
 
@@ -84,8 +87,8 @@ class Store:
         self._now = now
         self.new = False
         """The file was not there, or could not be read, and `take_over` has not been called since."""
-        self.set_aside = ""
-        """Where a file that could not be read was moved to; empty where there was none."""
+        self.damaged: Path | None = None
+        """Where the last file that could not be read was moved to, by whichever daemon; of a new file, if there is one."""
         self._writer = Writer(connection)
         self._reserve = Reserve(path)
         self._unpruned: set[str] = set()
@@ -106,9 +109,7 @@ class Store:
                 raise
             kept = await asyncio.to_thread(files.set_aside, path, now())
             log.error("%s; it is kept as %s, and a new one is begun", e, kept)
-        self = await cls._open(path, now)
-        self.set_aside = str(kept)
-        return self
+        return await cls._open(path, now)
 
     @classmethod
     async def _open(cls, path: Path, now: Callable[[], float]) -> Store:
@@ -118,6 +119,8 @@ class Store:
         except OSError as e:
             reason = e.strerror or str(e)
             remedy = "make room" if files.is_full(e) else "check its folder, or move it away"
+            if e.errno == errno.ELOOP:  # who moved that away would be without a database that is well
+                remedy = "put the file itself in its place; all of ~/.cortex may be a link"
             raise StoreFailed(f"{path} cannot be opened: {reason}; {remedy}") from e
         except sqlite3.Error as e:
             raise StoreFailed(f"{path} cannot be opened: {e}; {_remedy(e)}") from e
@@ -154,22 +157,24 @@ class Store:
         if version > VERSION:
             raise StoreFailed(
                 f"{self._path} is of version {version}, and this cortexd knows {VERSION}; "
-                f"install the newer cortexd again, or {files.restore_command(self._path, VERSION)}"
+                f"install the newer cortexd again, or {files.restore_command(self._path, VERSION, self._now())}"
             )
         if 0 < version < VERSION:
-            await asyncio.to_thread(files.copy, self._path, version)
-        for step in range(version, VERSION):
-            await self._connection.run(partial(_take_step, step, version))
+            await asyncio.to_thread(files.copy, self._path, version, self._now())
+        if version < VERSION:
+            await self._connection.run(partial(_take_steps, version))
         self.new = any(intent.kind == NEW for intent in await self.unfinished())
+        if self.new:
+            self.damaged = await asyncio.to_thread(files.last_damaged, self._path)
 
     async def _row(self, sql: str) -> Any:
         (row,) = await self._connection.rows(sql)
         return row
 
     async def _write(self, *statements: Statement, events: Sequence[Event] = (), last: bool = False) -> int:
-        """See Writer.write. Now and then the log is pruned with it. `last`: it ends or undoes what was begun, for which room is
-        kept; without that room nothing is begun."""
-        rows = [self._event_row(event) for event in events]
+        """See Writer.write. Now and then the log is pruned with it. `last`: it ends or undoes what was begun, or has a model end,
+        for which room is kept; without that room nothing else is begun."""
+        rows = [self._event_row(bounded(event)) for event in events]
         self._unpruned.update(event.model for event in events)
         self._since_pruned += len(rows)
         due = {*self._unpruned} if self._since_pruned >= _PRUNE_EVERY else set()
@@ -196,46 +201,50 @@ class Store:
             rows = await self._connection.rows("SELECT name, settings FROM models ORDER BY name")
             return [StoredModel(name, _settings(text)) for name, text in rows]
 
-    async def save_model(self, name: str, settings: Mapping[str, Value], event: Event, *, undo: bool = False) -> None:
-        """Insert or change a model together with the event that says so; `undo`: as it was before."""
-        sql = f"{_INSERT_MODEL} ON CONFLICT (name) DO UPDATE SET settings = ?2, updated = ?4"
-        await self._write((sql, self._model_row(name, settings)), events=[event], last=undo)
+    async def save_models(
+        self, models: Mapping[str, Mapping[str, Value]], events: Sequence[Event], ended: Sequence[int] = ()
+    ) -> None:
+        """Insert or change models together with the events that say so, and with the end of the intents of which this is the last
+        step: all of it or nothing."""
+        ends = [(_END_INTENT, (number,)) for number in ended]
+        await self._write(*self._model_rows(models), *ends, events=events, last=bool(ended))
 
-    async def add_models(self, models: Mapping[str, Mapping[str, Value]], events: Sequence[Event]) -> None:
-        """Insert models together with the events that say so, all of it or nothing."""
-        await self._write(*self._model_rows(models), events=events)
-
-    async def take_over(self, models: Mapping[str, Mapping[str, Value]], event: Callable[[str], Event]) -> None:
-        """What a new database begins with, all of it or nothing; `event` makes the event of a model."""
+    async def take_over(self, models: Mapping[str, Mapping[str, Value]], events: Sequence[Event]) -> None:
+        """What a new database begins with, all of it or nothing."""
         await self._write(
             *self._model_rows(models),
             ("DELETE FROM intents WHERE kind = ?", (NEW,)),
-            events=[event(name) for name in models],
+            events=events,
         )
         self.new = False
 
     async def delete_model(self, name: str, event: Event) -> None:
         """Forget a model's configuration; its events stay."""
-        await self.delete_models([name], [event])
+        await self._write(("DELETE FROM models WHERE name = ?", (name,)), events=[event], last=True)
 
-    async def delete_models(self, names: Sequence[str], events: Sequence[Event]) -> None:
+    async def add_event(self, event: Event, *, last: bool = False) -> None:
+        """Append to the audit log; `last`: that a model is to end."""
+        await self._write(events=[event], last=last)
+
+    async def begin(self, intent: Intent, event: Event | None = None, *, last: bool = False) -> int:
+        """Write down what is about to be done, with the event that says who asked for it; returns the intent's id. `last`: it
+        has a model end, which makes room where that one has filled the disk."""
+        (number,) = await self.begin_all([intent], [event] if event else [], last=last)
+        return number
+
+    async def begin_all(
+        self, intents: Sequence[Intent], events: Sequence[Event] = (), *, last: bool = False
+    ) -> Sequence[int]:
         """The same for several, all of it or nothing."""
-        rows = (("DELETE FROM models WHERE name = ?", (name,)) for name in names)
-        await self._write(*rows, events=events, last=True)
-
-    async def add_event(self, event: Event) -> None:
-        """Append to the audit log."""
-        await self._write(events=[event])
-
-    async def begin(self, intent: Intent, event: Event | None = None) -> int:
-        """Write down what is about to be done, with the event that says who asked for it; returns the intent's id."""
-        details = json.dumps(intent.details, sort_keys=True)
-        row = (self._time(), intent.model, intent.kind, details, intent.actor)
-        return await self._write((_INSERT_INTENT, row), events=[event] if event else [])
+        rows = [(i.model, i.kind, json.dumps(i.details, sort_keys=True), i.actor) for i in intents]
+        # One after the other, in one transaction: their numbers are, too (sqlite.org/autoinc.html).
+        begun = ((_INSERT_INTENT, (self._time(), *row)) for row in rows)
+        first = await self._write(*begun, events=events, last=last)
+        return range(first, first + len(intents))
 
     async def end(self, intent: int, event: Event | None = None) -> None:
         """It is done, or undone, as the event says."""
-        await self._write(("DELETE FROM intents WHERE id = ?", (intent,)), events=[event] if event else [], last=True)
+        await self._write((_END_INTENT, (intent,)), events=[event] if event else [], last=True)
 
     async def unfinished(self) -> list[Intent]:
         """What a daemon that was killed had begun, oldest first."""
@@ -248,11 +257,9 @@ class Store:
     def _time(self) -> int:
         return int(self._now() * 1e6)
 
-    def _model_row(self, name: str, settings: Mapping[str, Value]) -> tuple[Any, ...]:
-        return name, json.dumps(settings, sort_keys=True), self._time(), self._time()
-
     def _model_rows(self, models: Mapping[str, Mapping[str, Value]]) -> list[Statement]:
-        return [(_INSERT_MODEL, self._model_row(name, settings)) for name, settings in models.items()]
+        texts = {name: json.dumps(settings, sort_keys=True) for name, settings in models.items()}
+        return [(_SAVE_MODEL, (name, text, self._time())) for name, text in texts.items()]
 
     def _event_row(self, event: Event) -> Statement:
         return _INSERT_EVENT, (
@@ -268,10 +275,10 @@ class Store:
 
     async def events(self, query: EventQuery) -> list[Event]:
         """The newest events that fit, oldest first."""
-        where, values = ["time >= ?"], [min(query.since, _MAX_INTEGER), *query.models, *query.kinds]
-        for column, allowed in (("model", query.models), ("kind", query.kinds)):
-            if allowed:
-                where.append(f"{column} IN ({','.join('?' * len(allowed))})")
+        where, values = ["time >= ?"], [min(query.since, _MAX_INTEGER), *query.models, *query.kinds, *query.without]
+        for column, words in (("model IN", query.models), ("kind IN", query.kinds), ("kind NOT IN", query.without)):
+            if words:
+                where.append(f"{column} ({','.join('?' * len(words))})")
         sql = f"SELECT {_EVENT} FROM events WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?"
         with self._errors():
             rows = await self._connection.rows(sql, (*values, query.limit))
@@ -295,14 +302,16 @@ class Store:
         return found
 
 
-def _take_step(step: int, begun_at: int, connection: sqlite3.Connection) -> None:
-    """Bring the schema from one version to the next, in a file that was of `begun_at`. Blocking."""
+def _take_steps(version: int, connection: sqlite3.Connection) -> None:
+    """Bring the schema of a file of that version up to ours, all the way or not at all: a new file that had some of a schema,
+    and not what says that it is new, would be taken for an old one of no models. Blocking."""
     with transaction(connection):
-        for statement in MIGRATIONS[step]:
-            connection.execute(statement)
-        if step + 1 == VERSION and not begun_at:
+        for step in MIGRATIONS[version:]:
+            for statement in step:
+                connection.execute(statement)
+        if not version:
             connection.execute(_INSERT_INTENT, (0, "", NEW, "{}", ""))
-        connection.execute(f"PRAGMA user_version={step + 1}")
+        connection.execute(f"PRAGMA user_version={VERSION}")
 
 
 def _event(row: Sequence[Any]) -> Event:

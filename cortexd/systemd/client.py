@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cortexd.bus import Bus, BusError, Signal, Variant
+from cortexd.durable import sync_folder
 from cortexd.errors import CortexError, SystemdUnavailable, UnitFailed
 from cortexd.names import CHECK_PREFIX
 from cortexd.systemd import wire
@@ -18,7 +19,6 @@ from cortexd.systemd.merged import Merged, in_background
 from cortexd.systemd.peer import Peer
 from cortexd.systemd.protocol import UNKNOWN, Group, UnitLimits, UnitListener, UnitState, UnitUsage
 from cortexd.systemd.units import Units
-from cortexd.units.files import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,8 @@ LOST_AFTER = 5.0
 
 class SystemdClient:
     """`Systemd` on the manager that `bus` leads to. The bus stays the caller's to close. `before_load` is called with a unit's
-    name before systemd is made to read its files, and may raise a CortexError instead; blocking."""
+    name before systemd is made to read its files, with an empty one before it reads those of all, and may raise a CortexError
+    instead; blocking."""
 
     def __init__(self, bus: Bus, before_load: Callable[[str], None] | None = None) -> None:
         self._peer = Peer(bus, self._on_gone)
@@ -101,10 +102,9 @@ class SystemdClient:
         """See Systemd."""
         return self._units.mirror.known()
 
-    async def list_units(self) -> Collection[str]:
+    async def existing(self, units: Collection[str]) -> set[str]:
         """See Systemd."""
-        await self._units.relist()
-        return {*self._units.mirror.known(), *self._units.mirror.loaded_units()}
+        return await self._units.existing(units)
 
     async def refresh(self, unit: str) -> UnitState:
         """See Systemd."""
@@ -159,6 +159,8 @@ class SystemdClient:
         return await self._queue("restart", "RestartUnit", unit)
 
     async def _queue(self, kind: Kind, member: str, unit: str) -> Job:
+        if kind != "stop":  # what is loaded stops as it is
+            await self._units.check_loadable(unit)
         (path,) = await self._peer.ask(f"{kind} {unit}", member, "ss", unit, "replace")
         job = self._jobs.queued(path, unit, kind)
         self._expect_end(unit, self.cached(unit))  # it may have come to its end before we knew of it
@@ -254,20 +256,21 @@ class SystemdClient:
 
     async def enable_unit(self, unit: str) -> None:
         """See Systemd."""
+        await self._units.check_loadable(unit)
         carries, changes = await self._peer.ask(f"enable {unit}", "EnableUnitFiles", "asbb", [unit], False, False)
         if not carries:
             raise UnitFailed(f"{unit} cannot be enabled: its unit file has no [Install] section")
         await asyncio.to_thread(_sync_links, changes)
-        await self.reload()
 
     async def disable_unit(self, unit: str) -> None:
         """See Systemd."""
+        await self._units.check_loadable(unit)
         disable = ("DisableUnitFiles", "asb", [unit], False)
         for changes in await self._peer.ask(f"disable {unit}", *disable, tolerate=wire.NO_SUCH_UNIT):
             await asyncio.to_thread(_sync_links, changes)
-        await self.reload()
 
     async def _reload(self, _: None) -> None:
+        await self._units.check_loadable("")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + RELOAD_TIMEOUT
         while True:

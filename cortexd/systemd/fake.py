@@ -92,10 +92,10 @@ class FakeSystemd:
         """See Systemd."""
         return self._units.known()
 
-    async def list_units(self) -> Collection[str]:
+    async def existing(self, units: Collection[str]) -> set[str]:
         """See Systemd."""
         self._ask()
-        return {*self.known_units(), *(path.name for path in self.folder.glob("cortex-*.service"))}
+        return {*units} & {*self.known_units(), *(path.name for path in self.folder.glob("cortex-*.service"))}
 
     async def drop_ins(self, unit: str) -> tuple[str, ...]:
         """See Systemd."""
@@ -176,13 +176,11 @@ class FakeSystemd:
         if "[Install]" not in path.read_text():
             raise UnitFailed(f"{unit} cannot be enabled: its unit file has no [Install] section")
         self._units.enabled.add(unit)
-        await self.reload()
 
     async def disable_unit(self, unit: str) -> None:
         """See Systemd."""
         self._ask("DisableUnitFiles", unit)
         self._units.enabled.discard(unit)
-        await self.reload()
 
     # -- inside
 

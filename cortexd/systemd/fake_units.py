@@ -80,11 +80,11 @@ class FakeUnits:
         """Read the unit's file if that was not done before."""
         known, path = self.unit(unit), self.folder / unit
         text = path.read_text() if path.exists() else ""
+        wanted = "enabled" if unit in self.enabled else "disabled" if "[Install]" in text else "static"
         if known.text:
-            self.change(unit, need_daemon_reload=text != known.text)
+            self.change(unit, need_daemon_reload=text != known.text, unit_file_state=wanted if text else "")
             return
         known.text = text
-        wanted = "enabled" if unit in self.enabled else "disabled" if "[Install]" in text else "static"
         good = re.search("^ExecStart=", text, re.MULTILINE)
         self.change(
             unit,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 from cortexd.systemd.protocol import UnitListener, UnitState
@@ -126,7 +127,9 @@ class Mirror:
             other.file_states.update(self._file_states)
         for unit, (path, file_state) in by_name.items():
             if unit not in self._loaded and is_ours(unit):
-                self._publish(_without_process(self.cached(unit), path, file_state))
+                before, now = self.cached(unit), _without_process(path, file_state)
+                if _without_past(before) != now:  # most are as they were
+                    self._publish(replace(before, **dict(zip(_WITHOUT_PAST, now, strict=True))))
             elif unit in self._states:  # else it is read for the first time, and all of it told at once
                 self._publish(replace(self._states[unit], unit_file_state=file_state))
         for unit in self._states.keys() - self._loaded - by_name.keys() - told:
@@ -163,16 +166,14 @@ def _with_past(state: UnitState, before: UnitState) -> UnitState:
     return replace(state, **{field: getattr(before, field) for field in past})
 
 
-def _without_process(state: UnitState, path: str, file_state: str) -> UnitState:
-    """A unit that has a file and is not loaded: its past stays, for what it is worth, but it does not run."""
-    return replace(
-        state,
-        load_state="masked" if file_state.startswith("masked") else "loaded",
-        active_state="inactive",
-        sub_state="dead",
-        unit_file_state=file_state,
-        fragment_path=path,
-        main_pid=0,
-        control_group="",
-        need_daemon_reload=False,
-    )
+_WITHOUT_PAST = (
+    "load_state", "active_state", "sub_state", "unit_file_state", "fragment_path", "main_pid", "control_group",
+    "need_daemon_reload",
+)  # fmt: skip
+_without_past = attrgetter(*_WITHOUT_PAST)
+
+
+def _without_process(path: str, file_state: str) -> tuple[Any, ...]:
+    """_WITHOUT_PAST of a unit that has a file and is not loaded: its past stays, for what it is worth, but it does not run."""
+    load_state = "masked" if file_state.startswith("masked") else "loaded"
+    return load_state, "inactive", "dead", file_state, path, 0, "", False

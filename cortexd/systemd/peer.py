@@ -88,7 +88,8 @@ class Peer:
         is asked again of a manager that re-executed itself meanwhile."""
         again = _TRIES if member in wire.READS else 0
         while True:
-            await self._wait_until_there()
+            if not self._there.is_set():
+                await self._wait_until_there()
             try:
                 return await self._bus.call(wire.DESTINATION, path, interface, member, signature, body, timeout=timeout)
             except BusError as e:

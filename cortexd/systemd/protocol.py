@@ -131,9 +131,10 @@ class Systemd(Protocol):
     def known_units(self) -> Sequence[str]:
         """Names of units matching names.UNIT_PATTERN that the manager has loaded or has a unit file of."""
 
-    async def list_units(self) -> Collection[str]:
-        """The same, asked for afresh: two round trips, however many there are. A unit that somebody has just looked for in vain
-        may be among them."""
+    async def existing(self, units: Collection[str]) -> set[str]:
+        """Those of these names that the manager has loaded, as far as it has told, or that have a file in a folder where it looks
+        for such: looked at now, whether it has read them or not. One that somebody has just looked for in vain may be among
+        them."""
 
     async def refresh(self, unit: str) -> UnitState:
         """Read the unit afresh (loading it if need be) and tell listeners if it changed."""
@@ -173,10 +174,11 @@ class Systemd(Protocol):
         """daemon-reload, one at a time; requests that arrive while one runs share the next one."""
 
     async def enable_unit(self, unit: str) -> None:
-        """Enable the unit file (for boot), then reload. UnitFailed if it carries no install information."""
+        """Enable the unit file (for boot), of which systemd hears at its next reload. UnitFailed if it carries no install
+        information."""
 
     async def disable_unit(self, unit: str) -> None:
-        """Undo enable_unit, then reload; a unit without a file is no error."""
+        """Undo enable_unit; a unit without a file is no error."""
 
 
 class Logind(Protocol):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from cortexd.bounded import in_thread
 from cortexd.bus import BusError, Signal
-from cortexd.errors import UnitFailed
+from cortexd.errors import CortexError, UnitFailed
 from cortexd.names import UNIT_PATTERN
 from cortexd.systemd import wire
 from cortexd.systemd.merged import Merged, in_background
@@ -16,6 +17,8 @@ from cortexd.systemd.mirror import Mirror
 from cortexd.systemd.peer import Peer
 from cortexd.systemd.protocol import UnitState
 from cortexd.systemd.unitfiles import Installs, listed
+
+T = TypeVar("T")
 
 Reading = Literal["load", "all", "unlisted", "rest", "files"]
 """Load the unit and see whether it is as signals said; else, if it is loaded: read all of it, what was not listed of one that is
@@ -38,6 +41,8 @@ class Units:
         self._reads: Merged[tuple[str, Reading]] = Merged(self._read)
         self._lists: Merged[None] = Merged(self._list)
         self._installs: Installs = {}
+        self._folders: Sequence[str] = ()
+        """Where the manager looks for unit files: that may change with a reload."""
         self._rows: dict[str, dict[str, Any]] = {}
         """What was listed last of loaded units."""
         self._told: set[str] = set()
@@ -62,16 +67,24 @@ class Units:
         await asyncio.shield(self._reads.request((unit, "load")))
         return self.mirror.cached(unit)
 
-    async def drop_ins(self, unit: str) -> tuple[str, ...]:
-        """See Systemd. To ask an object there loads the unit."""
+    async def check_loadable(self, unit: str) -> None:
+        """Raise a CortexError where systemd must not be made to read the unit's files; without a name, those of all."""
         if self._before_load:
             await asyncio.to_thread(self._before_load, unit)
+
+    async def drop_ins(self, unit: str) -> tuple[str, ...]:
+        """See Systemd. To ask an object there loads the unit."""
+        await self.check_loadable(unit)
         found: tuple[str, ...] = await self._get(unit, "drop_in_paths")
         return found
 
-    async def relist(self) -> None:
-        """Learn anew which units and files there are."""
-        await asyncio.shield(self._lists.request(None))
+    async def existing(self, units: Collection[str]) -> set[str]:
+        """See Systemd."""
+
+        def with_file() -> set[str]:
+            return {unit for unit in units if any(os.path.lexists(f"{folder}/{unit}") for folder in self._folders)}
+
+        return await self._at_files(with_file) | {unit for unit in units if self.mirror.is_loaded(unit)}
 
     async def settle(self, unit: str, *, trust_signals: bool = False) -> None:
         """See to it that a unit is known as its job left it. Where signals can be trusted they have told everything, but what a
@@ -108,11 +121,12 @@ class Units:
                 name: {"load_state": load, "active_state": active, "sub_state": sub, "job": job}
                 for name, _, load, active, sub, _, _, job, *_ in units
             }
+            self._folders = folders
             states = {name: (row["load_state"], row["active_state"]) for name, row in self._rows.items()}
             return self.mirror.listed(states, await self._list_files(folders), watch)
 
     async def _unit_path(self) -> list[str]:
-        """Where the manager looks for unit files; it may change with a reload."""
+        """Where the manager looks for unit files."""
         try:
             return [*await self._peer.get(wire.MANAGER_PATH, wire.MANAGER, "UnitPath")]
         except BusError as e:
@@ -120,14 +134,23 @@ class Units:
 
     async def _list_files(self, folders: Sequence[str]) -> dict[str, str]:
         """The states of unit files, by path."""
-        try:
-            found = await in_thread(_FILES_SECONDS, lambda: listed(folders, wire.is_ours, self._installs))
-        except TimeoutError:
-            raise UnitFailed(f"the folders of unit files do not answer within {_FILES_SECONDS:g} s") from None
+        found = await self._at_files(lambda: listed(folders, wire.is_ours, self._installs))
         for path, state in found.items():
             if not state:
-                found[path] = await self._file_state(path.rpartition("/")[2], ask=True)
+                unit = path.rpartition("/")[2]
+                try:
+                    await self.check_loadable(unit)
+                    found[path] = await self._file_state(unit, ask=True)
+                except CortexError:
+                    found[path] = "bad"  # systemd's word for a file that cannot be read
         return found
+
+    async def _at_files(self, look: Callable[[], T]) -> T:
+        """What a look at the folders brings."""
+        try:
+            return await in_thread(_FILES_SECONDS, look)
+        except TimeoutError:
+            raise UnitFailed(f"the folders of unit files do not answer within {_FILES_SECONDS:g} s") from None
 
     def _first(self, unit: str) -> Reading:
         """The first reading of a unit. What is not at rest stays loaded, and need not be pinned."""
@@ -150,8 +173,8 @@ class Units:
             if reading == "unlisted" and row and not self.mirror.is_told(unit):  # else what was listed may be old
                 await self._read_unlisted(unit, row)
                 return
-            if reading == "load" and self._before_load:
-                await asyncio.to_thread(self._before_load, unit)
+            if reading == "load":
+                await self.check_loadable(unit)
             told = unit in self._told and reading in ("load", "rest")
             with self.mirror.watch() as watch:
                 fields = await self._pinned(unit, wire.UNTOLD if told else wire.FIELDS.keys(), load=reading == "load")

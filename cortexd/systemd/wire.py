@@ -5,8 +5,9 @@ Sources: org.freedesktop.systemd1(5); src/shared/bus-util.c (bus_label_escape) f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import Any
 
 from cortexd.names import UNIT_PATTERN, from_path_label, path_label
@@ -98,9 +99,12 @@ def changed_fields(interface: str, changed: Mapping[str, Any]) -> dict[str, Any]
     return {field: field_value(field, value) for field, value in fields.items()}
 
 
+_matches = re.compile(translate(UNIT_PATTERN)).match
+
+
 def is_ours(unit: str) -> bool:
     """Whether a unit is one that cortexd looks at; templates (`x@.service`) are no units."""
-    return fnmatchcase(unit, UNIT_PATTERN) and "@." not in unit
+    return "@." not in unit and bool(_matches(unit))
 
 
 def unit_path(unit: str) -> str:

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 _MAX_LINKS = 40
+
+_found: ContextVar[dict[tuple[Path, Path, tuple[Path, ...]], list[Path]] | None] = ContextVar("found", default=None)
+
+
+@contextlib.contextmanager
+def at_one_look() -> Iterator[None]:
+    """Inside, no program is looked at twice: a thousand models have few."""
+    token = _found.set({})
+    try:
+        yield
+    finally:
+        _found.reset(token)
 
 
 def program_folders(executable: Path, home: Path, shared: Collection[Path]) -> list[Path]:
     """The folder that a program needs to run: a prefix with bin/ and lib/, or the folder where it lies; of its links and
     of a script's interpreter, too. Never all of `home`, or of a folder that is `shared`."""
+    known, key = _found.get(), (executable, home, tuple(shared))
+    if known is None:
+        return _program_folders(*key)
+    if key not in known:
+        known[key] = _program_folders(*key)
+    return known[key]
+
+
+def _program_folders(executable: Path, home: Path, shared: Collection[Path]) -> list[Path]:
     found = []
     interpreter = _interpreter(executable)
     for path in (*steps(executable), *(steps(interpreter) if interpreter else ())):

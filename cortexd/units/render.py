@@ -19,21 +19,20 @@ from cortexd.backends.base import opened
 from cortexd.errors import InvalidConfig
 from cortexd.kinds import size_text
 from cortexd.model import ModelSpec
-from cortexd.names import SLICE, hint_folder
+from cortexd.names import FOLDER_TEMPLATE, SLICE, hint_folder
 from cortexd.scope import Scope
-from cortexd.units import quoting
+from cortexd.units import fences, quoting
 from cortexd.units.loader import MISLEADING
 from cortexd.units.programs import links, program_folders, steps
 from cortexd.waiter.watch import GRACE
-
-FOLDER_TEMPLATE = "cortexd-mkdir@.service"
-"""The unit that makes a folder before a model starts; a model's own sandbox may not."""
 
 HINT_FILE = "seen"
 """In names.hint_folder: cortexd touches it when it sees a model's server get on with its start."""
 
 _TMP = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
+_SHARED = (*_TMP, fences.RUN)
 _MAX_UNIT_NAME = 255
+_ON_A_LINE = 5  # names of variables, for a person who reads it
 _MAX_PAUSE = 300  # seconds
 _GROWING_PAUSE = 254  # the release of systemd that brought RestartSteps=; those before warn of it
 
@@ -77,13 +76,15 @@ def render_unit(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools, s
         "Unit": [*_unit_section(spec, folders)],
         "Service": [
             *_service(spec, plan, tools),
-            *_environment(spec, plan, scope, secrets),
+            *_environment(spec, plan, scope),
             "",
             "# Resource limits",
             *_limits(spec),
             "",
             "# Sandbox",
             *_fitting(_sandbox(spec, plan, scope, tools, folders), spec, tools),
+            "",
+            *_taken_away(spec, plan, secrets),
         ],
         "Install": ["WantedBy=default.target"],
     }
@@ -193,6 +194,8 @@ def _service(spec: ModelSpec, plan: LaunchPlan, tools: Tools) -> Iterator[str]:
     yield "StandardOutput=journal"
     yield "StandardError=journal"
     yield f"SyslogIdentifier=cortex-{spec.name}"
+    if spec.log_level != "info":  # which is systemd's own default
+        yield f"SyslogLevel={spec.log_level}"
 
 
 def _pause(seconds: float, tools: Tools) -> Iterator[str]:
@@ -217,16 +220,20 @@ def restart_pause(seconds: float, restarts: int, systemd: int) -> float:
     return float(min(_MAX_PAUSE, seconds * (_MAX_PAUSE / seconds) ** (restarts / steps)))
 
 
-def _environment(spec: ModelSpec, plan: LaunchPlan, scope: Scope, secrets: Collection[str]) -> Iterator[str]:
+def _environment(spec: ModelSpec, plan: LaunchPlan, scope: Scope) -> Iterator[str]:
     own = dict(assignment.split("=", 1) for assignment in spec.env)
     for name, value in {**plan.environment, **own}.items():
         yield "Environment=" + quoting.word(f"{name}={value}")
     # Wins over Environment=. Always there, so that a secret needs no other unit; absent, it is passed over.
     yield f"EnvironmentFile=-{quoting.file_pattern(str(scope.secrets / spec.name / 'environment'))}"
-    # Takes away what the lines above give, too (measured on 252 and 257).
+
+
+def _taken_away(spec: ModelSpec, plan: LaunchPlan, secrets: Collection[str]) -> Iterator[str]:
+    """Of the environment: also of what the unit itself gives (measured on 252 and 257)."""
+    own = {assignment.partition("=")[0] for assignment in spec.env}
     unset = [name for name in plan.unset_environment if name not in own and name not in secrets]
-    if unset:
-        yield "UnsetEnvironment=" + " ".join(unset)
+    for some in range(0, len(unset), _ON_A_LINE):
+        yield "UnsetEnvironment=" + " ".join(unset[some : some + _ON_A_LINE])
 
 
 def _readiness(spec: ModelSpec, plan: LaunchPlan, tools: Tools) -> Iterator[str]:
@@ -267,14 +274,14 @@ def _limits(spec: ModelSpec) -> Iterator[str]:
 
 def sandbox_lines(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> list[str]:
     """The lines of [Service] that make the sandbox, and nothing else: for a unit that tries it."""
-    return [*_fitting(_sandbox(spec, plan, scope, tools, places(spec, plan, scope)), spec, tools)]
+    return _fitting(_sandbox(spec, plan, scope, tools, places(spec, plan, scope)), spec, tools)
 
 
 def unseen(paths: Iterable[Path], spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> list[Path]:
     """Those of `paths` (absolute, without links) in whose place the server sees nothing."""
     if not _isolates(spec, tools):
         return []
-    shown = [*map(Path, _hidden(spec, plan, scope, tools)), *map(Path, written_folders(spec, plan))]
+    shown = [*map(Path, _hidden(spec, plan, scope, tools)), *map(Path, written_folders(spec, plan)), *fences.SHOWN]
     covered = [*_covered(spec, scope), *([scope.runtime] if scope.runtime else [])]
     closed = [scope.data, scope.unit_folder]
     return [p for p in paths if _lies_in(p, closed) or (_lies_in(p, covered) and not _lies_in(p, shown))]
@@ -327,10 +334,12 @@ def _sandbox(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools, fold
         yield from _namespaces(spec, plan, scope, tools, folders)
 
 
-def _fitting(lines: Iterable[str], spec: ModelSpec, tools: Tools) -> Iterator[str]:
+def _fitting(lines: Iterable[str], spec: ModelSpec, tools: Tools) -> list[str]:
     """Those with which systemd can set up a unit here. Where the sandbox is required it has to be all."""
-    left_out = frozenset() if spec.hardening.sandbox_required else tools.left_out
-    return (line for line in lines if line.partition("=")[0] not in left_out)
+    fitting = [*lines]
+    for directive in () if spec.hardening.sandbox_required else tools.left_out:
+        fitting = fences.without(fitting, directive)
+    return fitting
 
 
 def _namespaces(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools, folders: Places) -> Iterator[str]:
@@ -339,9 +348,6 @@ def _namespaces(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools, f
     # Without it systemd 252 mounts nothing, or refuses to start the unit, and later ones go on unprotected where they fail.
     yield "PrivateUsers=true"
     yield f"ProtectSystem={hardening.protect_system}"
-    if hardening.protect_system == "strict":
-        # ProtectControlGroups= and ProtectKernelTunables= open it again, and Debian lets everybody write to /run/lock.
-        yield "ReadOnlyPaths=/run"
     yield f"ProtectHome={hardening.protect_home}"
     yield f"PrivateTmp={quoting.boolean(hardening.private_tmp)}"
     if hardening.private_tmp:
@@ -350,6 +356,9 @@ def _namespaces(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools, f
     yield f"ProtectKernelTunables={quoting.boolean(hardening.protect_kernel_tunables)}"
     yield f"ProtectKernelModules={quoting.boolean(hardening.protect_kernel_modules)}"
     yield f"ProtectControlGroups={quoting.boolean(hardening.protect_control_groups)}"
+    if hardening.protect_control_groups and not hardening.restrict_namespaces:
+        # Root of a user namespace mounts them anew in one of these, and lifts every limit of its own (measured on 257).
+        yield "RestrictNamespaces=~cgroup"
     if hardening.protect_kernel_logs:
         yield "ProtectKernelLogs=true"
     if hardening.protect_clock:
@@ -360,6 +369,7 @@ def _namespaces(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools, f
     if scope.runtime and spec.socket:
         covered.append(sockets_folder(scope.runtime))
     yield from _opened_folders(folders, covered)
+    yield from fences.machine()
     # The user's bus and manager would start anything outside this sandbox; sd_notify(3) still works.
     yield "TemporaryFileSystem=%t:ro"
     yield "BindReadOnlyPaths=%t/systemd/notify"
@@ -399,7 +409,7 @@ def _bound(real: str, name: str) -> str:
 
 def _covered(spec: ModelSpec, scope: Scope) -> list[Path]:
     """The folders in whose place the server sees an empty one."""
-    covered = list(_TMP) if spec.hardening.private_tmp else []
+    covered = [fences.RUN, *(_TMP if spec.hardening.private_tmp else ())]
     if spec.hardening.protect_home in ("tmpfs", "true"):
         covered += [scope.home, Path("/home"), Path("/root")]
     return covered
@@ -411,25 +421,31 @@ def _lies_in(path: Path, folders: list[Path]) -> bool:
     return any(inside.startswith(str(folder).rstrip("/") + "/") for folder in folders)
 
 
+def _opens(path: Path, closed: Path | None) -> bool:
+    return closed is not None and (_lies_in(path, [closed]) or _lies_in(closed, [path]))
+
+
 @lru_cache(maxsize=8)
 def _python_folders(python: str, home: Path) -> list[Path]:
     """Of our own Python, which stays what it is while we run."""
-    return program_folders(Path(python), home, _TMP)
+    return program_folders(Path(python), home, _SHARED)
 
 
 def _hidden(spec: ModelSpec, plan: LaunchPlan, scope: Scope, tools: Tools) -> list[str]:
-    """What the server and the waiter need and the sandbox would hide: in /tmp, or in a home that is replaced by an empty one."""
+    """What the server and the waiter need and the sandbox would hide: in /tmp, /run, or a home that is replaced by an empty one;
+    nothing of the runtime folder."""
     covered = _covered(spec, scope)
     wanted = [
-        *program_folders(Path(plan.argv[0]), scope.home, _TMP),
+        *program_folders(Path(plan.argv[0]), scope.home, _SHARED),
         *(step for path in plan.reads for step in steps(path)),
     ]
-    if spec.health.endpoint:
-        wanted += [*_python_folders(tools.python, scope.home), Path(tools.waiter).parent]
-    paths = [path for path in wanted if _lies_in(path, covered)]
+    ours = [*_python_folders(tools.python, scope.home), Path(tools.waiter).parent] if spec.health.endpoint else []
+    wanted += ours
+    paths = [path for path in wanted if _lies_in(path, covered) and not _opens(path, scope.runtime)]
     if spec.hardening.protect_home == "true":
         # systemd puts a folder there in which nothing can be mounted (measured on 252).
         for path in [*paths, *map(Path, written_folders(spec, plan))]:
-            if _lies_in(path, covered) and not _lies_in(path, list(_TMP)):
-                raise InvalidConfig(f"ProtectHome='true': hides {path}, which the model needs; use tmpfs, or move it")
+            if _lies_in(path, covered) and not _lies_in(path, [*_SHARED]):
+                who = "cortexd needs in its sandbox" if path in ours else "the model needs"
+                raise InvalidConfig(f"ProtectHome='true': hides {path}, which {who}; use tmpfs, or move it")
     return list(dict.fromkeys(map(str, paths)))

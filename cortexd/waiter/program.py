@@ -32,7 +32,7 @@ def main() -> int:
         _wait(args, pidfd)
     except GaveUp as e:
         _notify(f"STATUS=Not ready: {e}")
-        sys.stderr.write(f"<3>{e}\n")
+        sys.stderr.write(f"<3>Not ready: {e}\n")  # by that it is known for ours among the server's lines
         return 1
     _notify("STATUS=Ready")
     return 0

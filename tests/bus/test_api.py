@@ -21,7 +21,7 @@ from jeepney.io.blocking import open_dbus_connection
 from jeepney.wrappers import unwrap_msg
 
 import cortexd.bus
-from cortexd import jobs, logs, observer
+from cortexd import decoding, encoding, jobs, logs, observer, transport
 from cortexd.api import interfaces, objects, server
 from cortexd.api.job import JobObject
 from cortexd.api.manager import ManagerObject
@@ -538,7 +538,7 @@ async def test_wait_early_late_twice_and_again(client: Client, house: House) -> 
     path = await client.manager("StartModel", "s", "a")
     early = [asyncio.create_task(client.job(path, "Wait")) for _ in range(3)]
     await asyncio.sleep(0)
-    assert await client.manager("ListJobs") == [[path, "a", "start", "running"]]
+    assert await client.manager("ListJobs") == [(path, "a", "start", "running")]
     properties = {"Id": int(path.rsplit("/")[-1]), "Kind": "start", "Model": "a", "State": "running", "Message": ""}
     assert await client.get_all(path, JOB_INTERFACE) == properties
     house.systemd.finish(unit)
@@ -709,9 +709,9 @@ async def test_unit_files(client: Client, house: House) -> None:
     drop_in.write_bytes(b"[Service]\n# \xff\n")
     await house.systemd.reload()
     found = await client.model("a", "GetUnitFiles")
-    assert found == [[str(house.path()), house.path().read_text()], [str(drop_in), "[Service]\n# \ufffd\n"]]
+    assert found == [(str(house.path()), house.path().read_text()), (str(drop_in), "[Service]\n# \ufffd\n")]
     drop_in.unlink()
-    assert (await client.model("a", "GetUnitFiles"))[1] == [str(drop_in), "# No such file or directory\n"]
+    assert (await client.model("a", "GetUnitFiles"))[1] == (str(drop_in), "# No such file or directory\n")
 
 
 async def test_settings_are_listed(client: Client) -> None:
@@ -719,9 +719,9 @@ async def test_settings_are_listed(client: Client) -> None:
     assert [row[0] for row in found] == list(SETTINGS)
     rows = {row[0]: row[1:] for row in found}
     assert (
-        rows["memory"][1:3] == ["32G", "none"]
+        rows["memory"][1:3] == ("32G", "none")
         and rows["port"][2] == "restart"
-        and rows["health.max_failures"][1:3] == ["3", "none"]
+        and rows["health.max_failures"][1:3] == ("3", "none")
     )
     assert rows["TasksMax"][1] == "" and all(row[0] and row[3] for row in rows.values())
 
@@ -802,10 +802,74 @@ async def test_at_the_end_every_caller_gets_an_answer(daemon: Daemon, client: Cl
 
 
 async def test_long_input_is_answered_and_harms_nobody(client: Client) -> None:
-    """An error that quoted 30 MB of control characters, each as \\x01, would cost us the connection."""
-    name, message = await client.refused(ROOT_PATH, MANAGER_INTERFACE, "StartModel", "s", "\x01" * 30_000_000)
-    assert name == "NoSuchModel" and len(message) <= cortexd.bus.MAX_ERROR
+    """An error that quoted megabytes of control characters, each as \\x01, would cost us the connection."""
+    for size, refusal in ((4_000_000, "NoSuchModel"), (30_000_000, "LimitsExceeded")):
+        name, message = await client.refused(ROOT_PATH, MANAGER_INTERFACE, "StartModel", "s", "\x01" * size)
+        assert name == (refusal if cortexd.bus.LIBRARY == "dbus_next" else "NoSuchModel")
+        assert len(message) <= cortexd.bus.MAX_ERROR
     assert await client.manager("ListJobs") == []
+
+
+@pytest.mark.skipif(cortexd.bus.LIBRARY != "dbus_next", reason="dbus-fast reads and writes by itself")
+async def test_what_is_too_long_is_not_even_read(
+    client: Client, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Millions of numbers, once as a call that needs no arguments at all, once as a signal for cortexd alone."""
+    read: list[str] = []
+    decode = decoding.decode
+    monkeypatch.setattr(decoding, "decode", lambda signature, *more: read.append(signature) or decode(signature, *more))
+    numbers = [[0] * (5 << 20 >> 1)]
+    call = client.bus.call(daemon.bus.unique_name, ROOT_PATH, server.PEER, "Ping", "an", numbers)
+    with pytest.raises(BusError, match="LimitsExceeded: the message is too long"):
+        await call
+    fields = {
+        encoding.PATH: "/",
+        encoding.INTERFACE: "a.b",
+        encoding.MEMBER: "C",
+        encoding.DESTINATION: client.destination,
+    }
+    content = encoding.encode("an", numbers)
+    client.bus.send(encoding.message(encoding.SIGNAL, 0, client.bus.next_serial(), fields, "an", content))
+    assert await client.manager("ListJobs") == []
+    assert read and "an" not in read
+
+
+@pytest.mark.skipif(cortexd.bus.LIBRARY != "dbus_next", reason="dbus-fast writes by itself")
+@pytest.mark.parametrize("member", ["ListModels", "GetManagedObjects"])
+async def test_answers_are_made_as_they_are_sent(
+    client: Client, daemon: Daemon, house: House, monkeypatch: pytest.MonkeyPatch, member: str
+) -> None:
+    """Not all those at once that a client has asked for at once; and who asks for one waits for one of another's."""
+    for name in ("a", "b", "c"):
+        await house.register(name)
+    gate, unsent = asyncio.Event(), []
+    monkeypatch.setattr(transport, "MAX_UNSENT", 0)
+    monkeypatch.setattr(house.manager.catalog, "look_at_units", gate.wait)
+    ours = daemon.bus._transport
+    send, lengths = ours.send, []
+
+    def sent(data: bytes) -> None:
+        send(data)
+        lengths.append(len(data))
+        unsent.append(len(ours._out))
+
+    monkeypatch.setattr(ours, "send", sent)
+    other = Client(await Bus.connect(daemon.address), client.destination)
+    asked = {
+        "ListModels": lambda who: who.manager("ListModels", "asa{sv}", [], {}),
+        "GetManagedObjects": lambda who: who.call(ROOT_PATH, OBJECT_MANAGER, "GetManagedObjects"),
+    }[member]
+    many = [asyncio.create_task(asked(client)) for _ in range(100)]
+    one = asyncio.create_task(asked(other))
+    await aio_until(lambda: len(daemon.server._tasks) == 101 or lengths, "their arrival")
+    gate.set()
+    await one
+    behind = sum(not call.done() for call in many)
+    await asyncio.gather(*many)
+    other.bus.close()
+    assert unsent == lengths and len(lengths) >= 101
+    assert behind > 50 or member != "ListModels", f"it had to wait for {100 - behind} answers"
+    assert not ours._turns
 
 
 class Counter(Exported):

@@ -24,6 +24,7 @@ from jeepney import HeaderFields, Message, MessageType, new_error, new_method_re
 from jeepney.low_level import Parser
 
 import cortexd.bus
+from cortexd import encoding
 from tests.support.wait import aio_until
 
 LIBRARIES = [name for name in ("next", "fast") if importlib.util.find_spec(f"dbus_{name}")]
@@ -191,7 +192,7 @@ async def test_values_arrive_as_plain_ones(seam: Any, pair: tuple[Any, Any]) -> 
     arrived: list[Any] = []
     server.serve(lambda call: arrived.extend(call.body) or call.reply(call.signature, sent) or True)
     got = await echo(client, server, "(isai)a(ss)a{sv}tb", *sent)
-    assert got == arrived == [[1, "two", [3, 4]], [["a", "b"]], {"k": ["x", ["y"]], "l": 7}, 2**64 - 1, True]
+    assert got == arrived == [(1, "two", [3, 4]), [("a", "b")], {"k": ("x", ["y"]), "l": 7}, 2**64 - 1, True]
 
 
 async def test_bytes_pass(pair: tuple[Any, Any]) -> None:
@@ -341,7 +342,7 @@ async def test_what_the_bus_forbids_is_cleaned(seam: Any, pair: tuple[Any, Any],
     arrived: list[Any] = []
     server.serve(lambda call: arrived.extend(call.body) or call.reply(call.signature, sent) or True)
     got = await echo(client, server, "sasa{sv}(s)", *sent)
-    assert got == arrived == [clean, [clean], {clean: clean}, [clean]]
+    assert got == arrived == [clean, [clean], {clean: clean}, (clean,)]
     server.serve(lambda call: call.error(ECHO + ".Failed", bad) or True)
     with pytest.raises(seam.BusError) as caught:
         await echo(client, server, "")
@@ -425,10 +426,12 @@ async def test_nobody_else_speaks_for_the_bus(seam: Any, connect: Connect, caplo
     client, liar = await connect(), await connect()
     left: list[str] = []
     await client.on_leave(left.append)
-    to_client = {"path": seam.DBUS_PATH, "interface": seam.DBUS, "member": "NameOwnerChanged",
-                 "destination": client.unique_name}  # fmt: skip
+    to_client = {
+        encoding.PATH: seam.DBUS_PATH, encoding.INTERFACE: seam.DBUS, encoding.MEMBER: "NameOwnerChanged",
+        encoding.DESTINATION: client.unique_name,
+    }  # fmt: skip
     for signature, body in (("sss", [":1.999", ":1.999", ""]), ("u", [7]), ("", [])):
-        liar.send(seam._message(seam._lib.MessageType.SIGNAL, signature, body, **to_client))
+        liar.send(seam._message(encoding.SIGNAL, liar.next_serial(), to_client, signature, body))
     await liar.call(seam.DBUS, seam.DBUS_PATH, seam.DBUS, "GetId")  # they have passed through the bus
     liar.close()
     await aio_until(lambda: liar.unique_name in left, "the bus's own word that it left")

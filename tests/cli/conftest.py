@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +69,20 @@ class Cli:
     def json(self, *arguments: str) -> Any:
         """What it prints with --json, when all goes well."""
         return json.loads(self.ok(*arguments, "--json"))
+
+    def on_terminal(self, columns: int, *arguments: str) -> list[str]:
+        """What it prints on a terminal without colours, of so many columns."""
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 20, columns, 0, 0))
+        self.environment["NO_COLOR"] = "1"
+        said = b""
+        with self.started(*arguments, stdout=slave):
+            os.close(slave)
+            with suppress(OSError):  # so ends reading from a terminal whose other side is closed
+                while part := os.read(master, 4096):
+                    said += part
+        os.close(master)
+        return said.decode().splitlines()
 
     @contextmanager
     def started(self, *arguments: str, **keywords: Any) -> Iterator[subprocess.Popen[str]]:

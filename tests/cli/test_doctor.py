@@ -7,6 +7,7 @@ import os
 import pty
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,38 @@ def test_findings_with_their_remedies(at_home: Cli, fake: FakeDaemon, well: Fake
     assert done.stderr == "cortexctl: 'cortexctl doctor --fix' repairs 2 of them, and asks before each\n"
 
 
+def test_on_a_terminal_a_finding_ends_at_its_edge_and_a_remedy_can_be_copied(
+    at_home: Cli, fake: FakeDaemon, well: FakeLogind
+) -> None:
+    well.lingers = False
+    fake.version = "0.0.1"
+    lines = at_home.on_terminal(60, "doctor")
+    at = next(number for number, line in enumerate(lines) if line.startswith("  ! linger is off"))
+    assert lines[at : at + 3] == [
+        "  ! linger is off: models end when you log out, and none",
+        "    start at boot",
+        f"      loginctl enable-linger {user()}",
+    ]
+    longer = [line for line in lines if len(line) > 60 and " " in line.strip()]  # but for a path, which stays whole
+    assert longer and all(line.startswith("      ") for line in longer)
+
+
+def test_a_manager_that_comes_to_its_bus_a_moment_later_is_met(at_home: Cli, private_bus: str) -> None:
+    """As where our connection is the first one, with which the bus itself begins."""
+    late: list[FakeManager] = []
+
+    def come() -> None:
+        late.append(FakeManager(private_bus, LoadState="not-found").__enter__())
+
+    timer = threading.Timer(0.7, come)
+    timer.start()
+    try:
+        assert "manager" not in wrong(at_home)
+    finally:
+        timer.join()
+        late[0].__exit__(None, None, None)
+
+
 def test_quiet_shows_only_what_is_wrong(at_home: Cli, well: FakeLogind) -> None:
     well.lingers = False
     done = at_home.run("doctor", "-q")
@@ -177,7 +210,7 @@ def test_a_bus_that_accepts_and_says_nothing(at_home: Cli, tmp_path: Path) -> No
         began = time.monotonic()
         found = wrong(at_home)
         assert time.monotonic() - began < SLOWEST
-    assert found["bus"].endswith("silent (timed out)")
+    assert found["bus"].endswith("silent does not answer (timed out)")
 
 
 def test_programs_that_hang_do_not_hold_it(at_home: Cli) -> None:

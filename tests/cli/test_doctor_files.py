@@ -131,10 +131,11 @@ def test_whatever_lies_there_is_named_and_nothing_hangs(where: Places, tmp_path:
     lay(path, fault, b"", tmp_path / "elsewhere")
     right = ("folder",) if folder else ("truncated", "garbage", "read-only", "closed")
     # A unit that is no file of ours is the user's affair, as long as systemd can be asked to read it.
-    right += () if name != UNIT else ("link", "dangling link")
+    right += () if name != UNIT else ("link", "dangling link", "fifo", "huge")
     right += ("huge",) if name.startswith(".cortex/") and not folder else ()
     seen = look_files.files(where)
     assert seen.odd == (() if fault in right else (path,)) and seen.open == ()
+    assert seen.obstacles == ((path,) if name == UNIT and fault in ("fifo", "huge") else ())
     began = time.monotonic()
     look_files.verified(where)
     assert time.monotonic() - began < look_files._VERIFY_SECONDS
@@ -235,13 +236,13 @@ def test_units() -> None:
 
 def test_systemd_is_asked_about_units(where: Places) -> None:
     assert look_files.verified(where) == Verified(1)
-    write(where.unit_folder / "cortex-b.service", "[Service]\nExecStart=/bin/true\nNoSuchKey=1\n")
+    write(where.unit_folder / "cortex-b:1.service", "[Service]\nExecStart=/bin/true\nNoSuchKey=1\n")
     where.installed_units.mkdir(parents=True)
     write(where.installed_units / "cortex.slice", "[Unit]\nDescription=x\n")
     seen = look_files.verified(where)
     assert isinstance(seen, Verified) and seen.units == 3
     (complaint,) = seen.complaints
-    assert "cortex-b.service:3" in complaint and "NoSuchKey" in complaint
+    assert "cortex-b:1.service:3" in complaint and "NoSuchKey" in complaint
 
 
 @pytest.mark.parametrize("fault", ["dangling link", "closed", "garbage"])

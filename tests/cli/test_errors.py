@@ -9,12 +9,17 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from jeepney import message_bus
+from jeepney.io.blocking import open_dbus_connection
 
+from cortexctl import bus
 from cortexctl.bus import address
-from cortexd.names import BUS_NAME
+from cortexctl.errors import CtlError
+from cortexd.names import BUS_NAME, MANAGER_INTERFACE, ROOT_PATH
 from cortexd.version import VERSION
 from tests.cli.canned import model
 from tests.cli.conftest import Cli
@@ -228,6 +233,32 @@ def test_a_bus_that_does_not_answer(tmp_path: Path) -> None:
         error = Cli(f"unix:path={tmp_path}/bus").fails("status")
         thread.join()
     assert error.startswith("cannot reach your message bus")
+
+
+@pytest.mark.parametrize("backlog", [1, 0])
+def test_a_bus_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backlog: int) -> None:
+    """As while systemd, which holds its socket, starts a dead one again: who is there is told to wait, and not to log in."""
+    monkeypatch.setattr(bus, "_LET_IN", 0.1)
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as other:
+        server.bind(f"{tmp_path}/bus")
+        server.listen(backlog)
+        if not backlog:
+            other.connect(f"{tmp_path}/bus")  # and nobody else has room
+        with pytest.raises(CtlError) as caught:
+            bus.Bus(where=f"unix:path={tmp_path}/bus")
+    assert caught.value.message.startswith(f"your message bus at unix:path={tmp_path}/bus does not answer (")
+    assert "may take 90 s to start it again" in caught.value.message and "log in" not in caught.value.message
+
+
+def test_a_daemon_that_hangs(cli: Cli) -> None:
+    """The remedy that works is named, as doctor does."""
+    where = cli.environment["DBUS_SESSION_BUS_ADDRESS"]
+    call = bus.Call(ROOT_PATH, MANAGER_INTERFACE, "ListJobs")
+    with open_dbus_connection(where) as hanging, closing(bus.Bus(where=where)) as connection:
+        hanging.send_and_get_reply(message_bus.RequestName(BUS_NAME))
+        with pytest.raises(CtlError) as caught:
+            connection.call(call, timeout=0.1)
+    assert caught.value.message.startswith("cortexd did not answer within 0.1 s; 'systemctl --user restart cortexd'")
 
 
 def test_arguments_that_are_no_text(cli: Cli, fake: FakeDaemon) -> None:

@@ -162,3 +162,12 @@ def test_a_unix_socket_is_named_in_words(cli: Cli, fake: FakeDaemon) -> None:
     endpoint = "--unix-socket /run/user/1/models/a/api.sock http://localhost/health"
     _, lines = ask(cli, fake, Endpoint=endpoint)
     assert lines[0].startswith("a is healthy: ok in 3.2ms at /health of /run/user/1/models/a/api.sock; ")
+
+
+def test_what_did_not_count_and_why(cli: Cli, fake: FakeDaemon) -> None:
+    """cortexd cannot tell its own standstill from the machine's."""
+    void = [(1_700_000_000_000_000, "http", outcome, 10_000_000, "void") for outcome in ("time-out", "not-asked")]
+    _, lines = ask(cli, fake, History=void)
+    assert [line.split("  ")[-1] for line in lines[1:]] == [
+        "the machine or cortexd stood still: not counted", "cortexd could not ask: not counted",
+    ]  # fmt: skip

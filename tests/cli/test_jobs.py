@@ -153,6 +153,32 @@ def test_a_daemon_that_ends_meanwhile(cli: Cli, two: FakeDaemon, verb: str, goes
     assert errors.count("\n") == 1
 
 
+@pytest.mark.parametrize("later", ["ready", "failed", None])
+def test_a_start_outlives_a_restart_of_the_daemon(cli: Cli, private_bus: str, later: str | None) -> None:
+    """What loads goes on; the next daemon says what becomes of it."""
+    with FakeDaemon(private_bus) as first:
+        first.add(model("a"))
+        first.held = {"Wait"}
+        with cli.started("start", "a") as process:
+            first.wait_for("Wait")
+            with FakeDaemon(private_bus) as second:  # it is queued for the name
+                if later:
+                    second.add(model("a", State="starting"))
+                first.vanish()
+                second.wait_for("ListModels")
+                if later:
+                    second.change("a", State=later, StateReason="for a reason")
+                out, errors = process.communicate()
+    if later == "ready":
+        assert (process.returncode, errors) == (0, "")
+        assert out.startswith("a is ready at http://127.0.0.1:8080 (")
+    else:
+        why = "Job for a failed because for a reason." if later else "no model 'a' is registered;"
+        assert (process.returncode, out) == (1 if later else 4, "")
+        assert errors.startswith(f"cortexctl: {why}")
+    assert not second.calls("Start"), "nothing is asked for once more"
+
+
 @pytest.mark.parametrize("state", ACTIVE)
 def test_wait_is_over_at_once_when_the_model_is_ready(cli: Cli, fake: FakeDaemon, state: str) -> None:
     fake.add(model("a", State=state))

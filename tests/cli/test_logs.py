@@ -154,7 +154,7 @@ def test_the_systems_journal_beside_ones_own_is_read_too(tmp_path: Path) -> None
     own = f"user-{os.getuid()}.journal"
     folders = (machine(tmp_path / "log", "system.journal", own), tmp_path / "run")
     assert journal.reading(folders) == "--quiet"
-    assert journal.flood(folders) == ""
+    assert journal.flood([], folders) == ""
 
 
 @pytest.mark.parametrize(("lines", "dropping"), [(9_000, False), (10_000, True)])
@@ -163,10 +163,18 @@ def test_a_flood_is_told_by_what_the_journal_took(
 ) -> None:
     text = "cortex-loud.service\n" * (lines - 10) + "cortex-quiet.service\n" * 10
     (journalctl / "taken").write_text(text)
-    (journalctl / "journalctl").write_text(f"#!/bin/sh\ncat {journalctl}/taken\n")
+    script = f'#!/bin/sh\ncase "$*" in *PRIORITY=6*) cat {journalctl}/taken;; esac\n'
+    (journalctl / "journalctl").write_text(script)
     monkeypatch.setenv("PATH", cli.environment["PATH"])
-    note = journal.flood((tmp_path / "log", tmp_path / "run"))
+    folders = (tmp_path / "log", tmp_path / "run")
+    note = journal.flood(["cortex-other.service"], folders)
     assert (f"cortex-loud wrote {lines - 10} of the last {lines}" in note) == bool(note) == dropping
+    assert ("'cortexctl set loud log_level=debug'" in note) == dropping
+    # At debug it crowds out those alone that are there, too.
+    (journalctl / "journalctl").write_text(script.replace("=6", "=7"))
+    assert journal.flood(["cortex-other.service"], folders) == ""
+    note = journal.flood(["cortex-quiet.service"], folders)
+    assert bool(note) == dropping and "log_level" not in note
 
 
 def test_the_system_journal_when_it_may_be_read(tmp_path: Path) -> None:

@@ -29,6 +29,21 @@ def test_all_is_in_force(cli: Cli, fake: FakeDaemon) -> None:
     assert fake.asked[-1].body == ({"probe": ("b", True)},)
 
 
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
+        (74, ["PrivateTmp  yes        in force  the server cannot see the machine's /tmp,",
+              "                                 nor see the machine's /var/tmp"]),
+        (50, ["PrivateTmp  yes        in force  the server cannot see the machine's /tmp, nor see the machine's /var/tmp"]),
+    ],
+)  # fmt: skip
+def test_on_a_terminal_reasons_end_at_its_edge(cli: Cli, fake: FakeDaemon, columns: int, lines: list[str]) -> None:
+    fake.add(model("a"))
+    why = "the server cannot see the machine's /tmp, nor see the machine's /var/tmp"
+    fake.answers["GetSecurity"] = ([("PrivateTmp", "yes", "in force", why)],)
+    assert cli.on_terminal(columns, "security", "a")[1:] == lines
+
+
 @pytest.mark.parametrize("row", [BAD, UNKNOWN])
 def test_what_is_not_in_force_is_a_failure(cli: Cli, fake: FakeDaemon, row: tuple[str, ...]) -> None:
     fake.add(model("a"), model("b"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,20 @@ def test_the_table(cli: Cli, fake: FakeDaemon) -> None:
     ]
     assert cli.ok("list") == cli.ok("status")
     assert cli.ok("list", "b*").count("\n") == 3
+
+
+@pytest.mark.parametrize(("usual", "long"), [(9_200_000, " of usually 9.2s"), (0, "")])
+def test_how_long_a_start_usually_takes(cli: Cli, fake: FakeDaemon, usual: int, long: str) -> None:
+    begun = int((time.time() - 125) * 1e6)
+    fake.add(
+        model("a", State="starting", StateReason="Loading", UsualLoadUSec=usual, StateChangeTimestamp=begun),
+        model("b", State="ready", UsualLoadUSec=usual, StateChangeTimestamp=begun),
+    )
+    assert re.search(rf"State: starting \(2min \d+s{long}\)\n", cli.run("status", "a").stdout)
+    assert "State: ready\n" in cli.run("status", "b").stdout
+    table = cli.ok("list")
+    assert ("    Loading; usually ready after 9.2s\n" if usual else "    Loading\n") in table
+    assert table.count("usually") == bool(usual)
 
 
 def test_the_table_in_one_round_trip(cli: Cli, fake: FakeDaemon) -> None:

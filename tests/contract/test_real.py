@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,7 @@ async def test_usage_comes_from_the_control_group(real: RealWorld) -> None:
 async def test_enabled_unit_starts_with_the_session(real: RealWorld) -> None:
     unit = await real.add()
     await real.systemd.enable_unit(unit)
+    await real.systemd.reload()
     (wants,) = await real.bus.call(DESTINATION, unit_path("default.target"), PROPERTIES, "Get", "ss", [UNIT, "Wants"])
     assert unit in wants
     await real.systemd.disable_unit(unit)
@@ -207,7 +209,17 @@ async def test_unit_state_has_what_systemd_tells(real: RealWorld) -> None:
     assert MANAGER_PATH in unit_path(unit)
 
 
-async def test_unit_files_are_in_the_state_that_systemd_says(real: RealWorld) -> None:
+@pytest.fixture
+async def no_unit_files(real: RealWorld) -> AsyncIterator[None]:
+    """None of the test's is left."""
+    yield
+    for folder in (real.folder, real.runtime / "systemd" / "user", real.folder.parent):
+        for path in (*folder.glob("cortex-state-*"), *folder.glob("*.wants/cortex-state-*")):
+            path.unlink()
+    await real.manager("Reload")
+
+
+async def test_unit_files_are_in_the_state_that_systemd_says(real: RealWorld, no_unit_files: None) -> None:
     """We read them ourselves, since systemd takes a second for a thousand."""
     install = "[Install]\nWantedBy=default.target\n"
     exec_start = "[Service]\nExecStart=/bin/true\n"

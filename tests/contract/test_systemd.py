@@ -31,9 +31,9 @@ class TestUnits:
 
     async def test_file_is_listed_before_a_reload(self, world: World) -> None:
         unit = f"cortex-listed{os.getpid()}.service"
-        assert unit not in await world.systemd.list_units()
+        assert await world.systemd.existing([unit]) == set()
         world.write(unit)
-        assert unit in await world.systemd.list_units()
+        assert await world.systemd.existing([unit, f"other-{unit}"]) == {unit}
 
     async def test_file_is_known_after_a_reload(self, world: World) -> None:
         told: list[UnitState] = []
@@ -120,9 +120,11 @@ class TestUnits:
     async def test_enable_and_disable(self, world: World) -> None:
         unit = await world.add()
         await world.systemd.enable_unit(unit)
-        assert world.systemd.cached(unit).unit_file_state == "enabled"
         assert (await world.systemd.refresh(unit)).unit_file_state == "enabled"
+        await world.systemd.reload()
+        assert world.systemd.cached(unit).unit_file_state == "enabled"
         await world.systemd.disable_unit(unit)
+        await world.systemd.reload()
         assert world.systemd.cached(unit).unit_file_state == "disabled"
 
     async def test_disable_of_what_has_no_file_is_no_error(self, world: World) -> None:

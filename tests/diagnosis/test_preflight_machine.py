@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,25 @@ def test_a_program_that_works_is_asked_once(tmp_path: Path) -> None:
     script(tmp_path / "p", f"echo >>{tmp_path}/asked; exit 0")  # another file now
     assert versions.ask([program], ENVIRONMENT, 10).status == 0
     assert (tmp_path / "asked").read_text() == "\n\n"
+
+
+def test_one_that_runs_in_one_environment_is_asked_in_another(tmp_path: Path) -> None:
+    program = script(tmp_path / "p", "exit ${STATUS:-0}")
+    versions = Versions()
+    assert versions.ask([program], ENVIRONMENT, 10).status == 0
+    assert versions.ask([program], ENVIRONMENT | {"STATUS": "3"}, 10).status == 3
+
+
+def test_a_daemon_with_many_descriptors_asks_too(tmp_path: Path) -> None:
+    """One for each process of a running model, and more: select() takes none above 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while stack.enter_context(Path("/dev/null").open()).fileno() < 1100:
+            pass
+        found = Versions().ask([script(tmp_path / "p", "echo said >&2; exit 3")], ENVIRONMENT, 10)
+    assert (found.status, found.said) == (3, "said")
 
 
 def test_one_that_fails_is_asked_again(tmp_path: Path) -> None:

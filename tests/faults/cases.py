@@ -112,6 +112,11 @@ def _register_models(place: Place) -> tuple[str, ...]:
     return (*head, "1", VICTIM, str(len(settings)), *values, "0")
 
 
+def _unregister_only(place: Place) -> tuple[str, ...]:
+    """Without waiting for its end."""
+    return ("busctl", BUS_NAME, ROOT_PATH, MANAGER_INTERFACE, "Unregister", "sa{sv}", VICTIM, "1", "force", "b", "true")
+
+
 def _cancel(place: Place) -> tuple[str, ...]:
     return ("busctl", BUS_NAME, place.job(), JOB_INTERFACE, "Cancel", "a{sv}", "0")
 
@@ -132,6 +137,7 @@ CASES = {
     "unregister": Case("Unregister", _secret, ("unregister", VICTIM), interface=MANAGER),
     "unregister, failed": Case("Unregister", _failed_with_secret, ("unregister", VICTIM), interface=MANAGER),
     "unregister --force": Case("Unregister", _enabled, ("unregister", "--force", VICTIM), interface=MANAGER),
+    "unregister, not waited for": Case("Unregister", _running, _unregister_only, interface=MANAGER),
     "start": Case("Start", _registered, START),
     "start, failed": Case("Start", _failed, START),
     "start, unit deleted": Case("Start", _deleted, START, of_one_daemon=True),
@@ -161,6 +167,9 @@ CASES = {
     "register, reload refused": Case("Register", _nothing, Place.register, interface=MANAGER, refused="Reload"),
     "start, refused": Case("Start", _registered, START, refused="StartUnit"),
     "stop, refused": Case("Stop", _running, ("stop", VICTIM), refused="StopUnit"),
+    "unregister, stop refused": Case(
+        "Unregister", _enabled, ("unregister", "--force", VICTIM), interface=MANAGER, refused="StopUnit"
+    ),
     "set, reload refused": Case("Set", _registered, _set(LENGTH), refused="Reload"),
 }
 

@@ -27,11 +27,15 @@ from cortexd import app
 from cortexd.api.server import Server
 from cortexd.bus import Call
 from cortexd.manager import Manager
+from cortexd.recovery import Recovery
 from cortexd.sandbox.proving import Prover
 
 ARMED, TRACE = "armed.json", "trace"
 END = "end"
 """The trace's last line: nothing that serves the call is left."""
+
+STARTING = "a daemon's start"
+"""Armed in place of a method: from a daemon's first await until it has finished what the one before it had begun."""
 
 SENT, DONE = "sent", "done"
 AND = " & "
@@ -54,6 +58,7 @@ class Points:
         self._at = at
         self._count = self._tasks = 0
         self._handed_out: list[str] = []
+        self.over = False
 
     def began(self) -> None:
         """A task more."""
@@ -80,9 +85,17 @@ class Points:
         """A task less."""
         self._tasks -= 1
         if not self._tasks:
+            self.end()
+
+    def end(self) -> None:
+        """Nothing that comes now is a part of it."""
+        if not self.over:
             self._write(END)
+        self.over = True
 
     def _come(self, phase: str, where: Iterable[str]) -> None:
+        if self.over:
+            return
         self._count += 1
         point = phase + " " + AND.join(where)
         self._write(point)
@@ -147,8 +160,10 @@ def _where(coroutine: Any) -> str:
 def _task_factory(folder: Path) -> Any:
     def make(loop: asyncio.AbstractEventLoop, coroutine: Any, context: Any = None) -> asyncio.Task[Any]:
         points = context.run(_serving.get) if context else _serving.get()
+        if points and points.over:
+            points = None
         if points is None and getattr(coroutine, "cr_code", None) is Server._answer.__code__:
-            points = _armed(folder, coroutine.cr_frame.f_locals["call"])
+            points = _points_of(folder, coroutine.cr_frame.f_locals["call"])
             if points:
                 context = context or copy_context()
                 context.run(_serving.set, points)
@@ -157,26 +172,36 @@ def _task_factory(folder: Path) -> Any:
     return make
 
 
-def _armed(folder: Path, call: Call) -> Points | None:
+def _armed(folder: Path, member: str) -> Points | None:
     file = folder / ARMED
-    if not file.exists() or (armed := json.loads(file.read_text()))["member"] != call.member:
-        return None
-    if "dry_run" in call.body[-1]:  # it only looks
+    if not file.exists() or (armed := json.loads(file.read_text()))["member"] != member:
         return None
     file.unlink()
     return Points(folder, armed["at"])
 
 
+def _points_of(folder: Path, call: Call) -> Points | None:
+    if call.body and "dry_run" in call.body[-1]:  # it only looks
+        return None
+    return _armed(folder, call.member)
+
+
 def daemon(folder: Path, environment: Mapping[str, str], sandboxes: bool) -> None:
     """Be cortexd. `sandboxes`: there is a real systemd, in which models' sandboxes can be tried."""
     _become(environment, ["cortexd"], folder / "cortexd.log", folder / "cortexd.log")
-    run = app.run
+    run, recover = app.run, Recovery.run
 
     async def run_watched(scope: Any) -> int:
         asyncio.get_running_loop().set_task_factory(_task_factory(folder))
-        return await run(scope)
+        _serving.set(_armed(folder, STARTING))
+        return await asyncio.create_task(run(scope))
 
-    app.run = run_watched
+    async def recover_watched(self: Recovery) -> None:
+        await recover(self)
+        if points := _serving.get():
+            points.end()
+
+    app.run, Recovery.run = run_watched, recover_watched  # type: ignore[method-assign]
     if not sandboxes:
         Manager.prove = _no_proof  # type: ignore[method-assign]
         Prover.know = _no_proof  # type: ignore[assignment]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -27,8 +28,8 @@ CLAIMS = (
 )  # fmt: skip
 """Events that say that something was done; others say what was asked for, or what happened to a run."""
 
-UNDONE = {"register-failed": "registered", "set-failed": "set"}
-"""Events that take one of those back."""
+_KEPT_AT = re.compile(r"(?<=\.damaged-)\w+")
+"""When a file was put aside."""
 
 Picture = dict[str, Any]
 
@@ -94,14 +95,16 @@ class View:
         }
 
     def _shown(self) -> dict[str, Any]:
+        daemon = self.get(self.bus, BUS_NAME, ROOT_PATH, MANAGER_INTERFACE)["Warnings"]
+        told = {"daemon": [_KEPT_AT.sub("", warning) for warning in daemon]}
         manager = DBusAddress(ROOT_PATH, BUS_NAME, MANAGER_INTERFACE)
         body = ([VICTIM], {"settings": ("b", True)})
         with suppress(DBusErrorResponse):
             (found,) = self.ask(self.bus, new_method_call(manager, "ListModels", "asa{sv}", body))
             keys = ("State", "UnitFileState", "Secrets", "RestartNeeded", "Warnings", "Settings")
             shown = {key: found[0][key][1] for key in keys}
-            return shown | {"daemon": self.get(self.bus, BUS_NAME, ROOT_PATH, MANAGER_INTERFACE)["Warnings"]}
-        return {"daemon": self.get(self.bus, BUS_NAME, ROOT_PATH, MANAGER_INTERFACE)["Warnings"]}
+            return shown | told
+        return told
 
     def _files(self) -> dict[str, str]:
         while True:
@@ -138,13 +141,8 @@ class View:
 
     def _rows(self) -> Picture:
         events = "SELECT kind FROM events WHERE model = ? AND id > ? ORDER BY id"
-        claims: list[str] = []
         with self._database() as database:
-            for (kind,) in database.execute(events, (VICTIM, self._seen)):
-                if kind in CLAIMS:
-                    claims.append(kind)
-                elif kind in UNDONE:
-                    claims.remove(UNDONE[kind])
+            claims = [kind for (kind,) in database.execute(events, (VICTIM, self._seen)) if kind in CLAIMS]
             return {
                 "settings": database.execute("SELECT settings FROM models WHERE name = ?", (VICTIM,)).fetchall(),
                 "intents": database.execute("SELECT model, kind FROM intents").fetchall(),

@@ -105,24 +105,26 @@ class Place(ABC):
 
     # The daemon and its client
 
+    def launch(self) -> None:
+        """Start a daemon, and do not wait."""
+        self._daemon = PROCESSES.Process(
+            target=dying.daemon, args=(self.folder, self.environment, self.is_real), daemon=True
+        )
+        _start(self._daemon)
+
     def start(self) -> None:
         """Start a daemon and wait until it serves; one that ends with status 1 is started once more, as systemd would."""
-        starts = 0
-
-        def start() -> None:
-            nonlocal starts
-            starts += 1
-            arguments = (self.folder, self.environment, self.is_real)
-            self._daemon = PROCESSES.Process(target=dying.daemon, args=arguments, daemon=True)
-            _start(self._daemon)
+        starts = 1
 
         def serves() -> bool:
+            nonlocal starts
             if not self.alive():
                 assert _status(self._daemon) == 1 and starts == 1, f"cortexd ended: {self.log()}"
-                start()
+                starts += 1
+                self.launch()
             return self._is_served()
 
-        start()
+        self.launch()
         until(serves, "cortexd's name on the bus", poll=0.005)
 
     def _is_served(self) -> bool:

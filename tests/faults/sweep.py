@@ -22,6 +22,9 @@ SETTLES = 10.0
 _TRIES = 3
 """Runs that must end before they come to a point of that number, until there is none."""
 
+_TRIES_AT_AWAIT = 10
+"""Runs that are given to an await which comes now and then."""
+
 _POLL = 0.005
 
 
@@ -55,7 +58,8 @@ class Sweep:
     def __init__(self, case: Case, place: Place) -> None:
         self.case, self.place, self.view = case, place, place.view
         self._armed: Picture = {}
-        self._kept = False
+        self._kept = self._spent = False
+        """A run that came to its end may go on to have effects: its model is not to be had again by looking alone."""
         self._words: tuple[str, ...] = ()
 
     def calibrate(self) -> list[str]:
@@ -75,23 +79,29 @@ class Sweep:
             place.keep()
         place.start()
         # What a daemon's start does by itself is no use-case's doing: it writes unit files that are missing, say.
-        self.before = [self._armed, self._settled()]
+        self.before = [self._armed, self.settled()]
         self._kept = isinstance(place, MockPlace) and not self.case.of_one_daemon and self.before[1] == self._armed
         if self.case.refused:
             # It may be done after all, by the next daemon, where nobody was told of the refusal.
             assert self._uninterrupted().status == 0
-            self.asked = self._settled()
+            self.asked = self.settled()
         if not self._kept or self.case.refused:
             self._again()
         said = self._uninterrupted()
         if self.case.refused:
             assert said.status == 1 and "not this time" in said.errors, f"{said}"
-            assert self._settled() in self.before, _differ(self._settled(), *self.before)
+            assert self.settled() in self.before, _differ(self.settled(), *self.before)
         else:
             assert said.status == 0, f"{self.case}: {said}: {place.log()}"
-            self.asked = self._settled()
+            self.asked = self.settled()
         assert self.asked not in self.before, f"{self.case} changes nothing: {self.asked}"
         return place.trace()[:-1]
+
+    def do_again(self) -> None:
+        """The use-case, to its end."""
+        self._again()
+        assert self._uninterrupted().status == 0
+        self.settled()
 
     def _uninterrupted(self) -> Said:
         self.place.arm(self.case.member)
@@ -118,7 +128,7 @@ class Sweep:
         self.place.calm()
         self.case.needs(self.place)
         self.view.mark()
-        self._armed = self._settled()
+        self._armed = self.settled()
 
     def _again(self) -> None:
         """The same, as it was then where that can be had."""
@@ -135,7 +145,7 @@ class Sweep:
             assert isinstance(self.place, MockPlace)
             self.place.refuse(self.case.refused)
 
-    def _settled(self) -> Picture:
+    def settled(self) -> Picture:
         """The picture, once it changes no more."""
         pictures = [self.view.picture()]
 
@@ -148,31 +158,47 @@ class Sweep:
 
     def kill_at(self, at: int | str, row: Row) -> bool:
         """Adds what comes of it to `row`; False where the use-case was over before that point."""
+        said = self.die(at, row)
+        if said is None:
+            return False
+        self.place.start()
+        try:
+            row.outcomes[self._judged(said)] += 1
+        except AssertionError as e:
+            row.faults.append(f"{at}, {self.place.trace()[-1]}: {e}")
+        return True
+
+    def die(self, at: int | str, row: Row) -> Said | None:
+        """Have the daemon killed there, and no other one started; None where the use-case was over before."""
         place = self.place
         if not place.alive():
             place.start()
-        if self.case.of_one_daemon or self.case.refused or self.view.picture() != self._armed:
+        if self.case.of_one_daemon or self.case.refused or self._spent or self.view.picture() != self._armed:
             self._again()
+        self._spent = True
         self.view.mark()
         place.arm(self.case.member, at)
         said = self._do()
         self._over()
         came_by = [point for point in place.trace() if point != END]
         row.seen.update(set().union(*map(awaits, came_by)))
+        assert came_by or place.alive(), f"it ended before the use-case began: {said}: {place.log()}"
         if place.alive():
             assert said.status == 0 or self.case.refused, f"{said}: {place.log()}"
-            return False
+            return None
+        self._spent = False
         row.killed |= awaits(came_by[-1])
         place.bury()
-        place.start()
-        try:
-            row.outcomes[self._judged(said)] += 1
-        except AssertionError as e:
-            row.faults.append(f"{at}, {came_by[-1]}: {e}")
-        return True
+        return said
 
     def _judged(self, said: Said) -> str:
         told = self._check(said)
+        outcome = self.outcome()
+        assert told in ("", outcome), f"it is as {outcome}, and the client was told otherwise: {said}"
+        return outcome
+
+    def outcome(self) -> str:
+        """What it has become, within the time that there is for it."""
         last: Picture = {}
 
         def settled() -> str:
@@ -183,8 +209,9 @@ class Sweep:
         try:
             outcome = until(settled, deadline=SETTLES, poll=_POLL)
         except AssertionError:
-            raise AssertionError(f"between: {_differ(last, self.before[0], self.asked)}\n{self.place.log()}") from None
-        assert told in ("", outcome), f"it is as {outcome}, and the client was told otherwise: {said}"
+            raise AssertionError(
+                f"between: {_differ(last, *self.before[:1], self.asked)}\n{self.place.log()}"
+            ) from None
         assert self.view.bystander() == self.bystander, "the model beside it has noticed"
         return outcome
 
@@ -196,6 +223,8 @@ class Sweep:
         assert said.status == 1 and said.errors.count("\n") == 1, f"{said}"
         if self.case.refused and "not this time" in said.errors:
             return "before"
+        if said.out.startswith("Registered "):  # then it asks for the model's key
+            return "asked"
         if self._words[0] == "busctl":
             assert "without replying" in said.errors, f"{said}"
         else:
@@ -271,7 +300,7 @@ def _sweep(sweeps: Sequence[Sweep], row: Row, amid: bool) -> None:
         row.points = len(traces[0])
         if amid:
             missed = 0
-            while not sweeps[0].kill_at(_amid(traces[0]), row):
+            while not sweeps[0].kill_at(amid_of(traces[0]), row):
                 missed += 1
                 assert missed < _TRIES, "it never comes to that point again"
             row.seen.clear()  # the rest was not asked for
@@ -289,10 +318,10 @@ def _sweep(sweeps: Sequence[Sweep], row: Row, amid: bool) -> None:
         list(pool.map(work, sweeps))
     # What comes in another order each time, or now and then, has other numbers.
     for point in sorted(row.unmet):
-        any(sweeps[0].kill_at(point, row) for _ in range(_TRIES))
+        any(sweeps[0].kill_at(point, row) for _ in range(_TRIES_AT_AWAIT))
 
 
-def _amid(trace: Sequence[str]) -> int:
+def amid_of(trace: Sequence[str]) -> int:
     """The point in the middle of what comes after the first write to the database, and before the last."""
     writes = [number for number, point in enumerate(trace, 1) if "store/writer.py" in point]
     first, last = writes[1], writes[-1] if len(writes) > 2 else len(trace)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import threading
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cortexd import catalog, jobs
+from cortexd import bounded, bus, catalog, jobs, runlog, secrets
 from cortexd.api import server
 from cortexd.api.objects import export
 from cortexd.api.server import Server
 from cortexd.bus import Bus, BusError
 from cortexd.errors import Busy
+from cortexd.events import MAX_TEXT, Event
 from cortexd.jobs import Job, JobTable
-from cortexd.names import BUS_NAME, JOB_INTERFACE, MANAGER_INTERFACE, ROOT_PATH
+from cortexd.names import BUS_NAME, JOB_INTERFACE, MANAGER_INTERFACE, MAX_MODELS, ROOT_PATH
+from cortexd.store import writer
+from cortexd.store.database import EVENTS_IN_ALL, EVENTS_PER_MODEL
+from cortexd.systemd.jobs import MEMORY
 from tests.support.house import House
 from tests.support.wait import aio_until
 
@@ -57,17 +64,17 @@ class Served:
 async def served(tmp_path: Path, private_bus: str) -> AsyncIterator[Served]:
     house = House(tmp_path)
     await house.open()
-    bus = await Bus.connect(private_bus)
-    exported = Server(bus, ROOT_PATH)
-    export(bus, exported, house.manager)
-    await bus.on_leave(exported.left)
-    served = Served(house, exported, bus.unique_name, private_bus)
+    connection = await Bus.connect(private_bus)
+    exported = Server(connection, ROOT_PATH)
+    export(connection, exported, house.manager)
+    await connection.on_leave(exported.left)
+    served = Served(house, exported, connection.unique_name, private_bus)
     yield served
     served.close()
     await exported.close()
     await house.close()
-    bus.close()
-    await aio_until(lambda: not bus._tasks, "the end of the connection")
+    connection.close()
+    await aio_until(lambda: not connection._tasks, "the end of the connection")
 
 
 async def test_one_who_waits_for_too_much_keeps_nobody_else_waiting(
@@ -140,3 +147,50 @@ async def test_too_many_models_are_refused(tmp_path: Path, monkeypatch: pytest.M
         "cortex-b.service",
     ]
     await house.close()
+
+
+async def test_what_an_event_says_is_cut_off(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    await house.open()
+    await house.register(env="A=" + "x" * 20_000)
+    await house.store.add_event(
+        Event(model="a", kind="told", message="m" * 100_000, details={"n": 1, "text": "t" * 100_000})
+    )
+    registered, told = await house.events()
+    assert registered.details["env"] == "A=" + "x" * (MAX_TEXT - 3) + "…"
+    assert (told.message, told.details["n"]) == ("m" * (MAX_TEXT - 1) + "…", 1) and len(
+        told.details["text"]
+    ) == MAX_TEXT
+    await house.close()
+
+
+async def test_threads_that_hang_are_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More are a time-out at once, and room is there again when one of them has come back."""
+    monkeypatch.setattr(bounded, "_running", threading.Semaphore(3))
+    gate = threading.Event()
+    hanging = [asyncio.create_task(bounded.in_thread(0.01, gate.wait)) for _ in range(3)]
+    assert {type(end) for end in await asyncio.gather(*hanging, return_exceptions=True)} == {TimeoutError}
+    with pytest.raises(TimeoutError):
+        await bounded.in_thread(600, lambda: 1)
+    gate.set()
+
+    async def room() -> bool:
+        with suppress(TimeoutError):
+            return await bounded.in_thread(5, lambda: True)
+        return False
+
+    async with asyncio.timeout(10):
+        while not await room():
+            await asyncio.sleep(0.005)
+
+
+def test_bounds_are_what_the_architecture_says() -> None:
+    """Each is lowered in a test that would fail without it; these are the real ones."""
+    text = (Path(catalog.__file__).parents[1] / "docs" / "architecture.md").read_text()
+    table = text.partition("## Bounds")[2].partition("##")[0].replace("100 000", "100000")
+    for bound in (
+        server.MAX_CALLS, server.MAX_CALLS_OF_CLIENT, jobs.MAX_RUNNING, jobs.MAX_ENDED, writer.MAX_WAITING, writer._BATCH,
+        MAX_MODELS, EVENTS_PER_MODEL, EVENTS_IN_ALL, bus.MAX_ERROR, bounded._MAX_THREADS, MEMORY, MAX_TEXT,
+        runlog.MAX_BYTES >> 10, bus.MAX_REPLY >> 20, secrets._MAX_FILE >> 10, secrets.MAX_VALUE >> 10,
+    ):  # fmt: skip
+        assert re.search(rf"\b{bound}\b", table), bound

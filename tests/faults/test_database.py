@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_of_a_newer_version_it_is_refused_with_the_command_that_restores_the_cop
     daemon: Daemon, cortex: Cortex, running: dict[str, object]
 ) -> None:
     daemon.stop()
-    files.copy(database(), VERSION)  # as a newer cortexd does before it migrates
+    files.copy(database(), VERSION, time.time())  # as a newer cortexd does before it migrates
     with closing(sqlite3.connect(database())) as connection:
         connection.execute("DROP TABLE models")
         connection.execute(f"PRAGMA user_version={VERSION + 1}")
@@ -93,7 +94,10 @@ def test_of_a_newer_version_it_is_refused_with_the_command_that_restores_the_cop
     assert f"is of version {VERSION + 1}, and this cortexd knows {VERSION}; install the newer cortexd again, or" in told
     command = re.search("go back to the copy made before it was upgraded: (.*)", told)
     assert command is not None
+    newer = database().read_bytes()
     subprocess.run(command[1], shell=True, check=True)
+    (aside,) = database().parent.glob("newer-*")
+    assert (aside / database().name).read_bytes() == newer
     daemon.start()
     assert same(cortex) == running
 
@@ -129,7 +133,7 @@ def test_corrupted_while_it_runs_is_kept_aside_at_the_next_start_and_said_loudly
         path for path in database().parent.glob("models.db.damaged-*") if not path.name.endswith(("-shm", "-wal"))
     ]
     assert re.search(rf"ERROR .*it is kept as {kept}, and a new one is begun", log)
-    assert f"the database was damaged and is kept as {kept}" in log
+    assert f"the database that was damaged is kept as {kept}: past events are in it alone" in log
     assert "the database was lost; registered again from their unit files: tiny" in log
     until(lambda: cortex.json("events", "tiny"), "its events")
     assert cortex.json("events", "tiny")[0]["Priority"] == "warning"

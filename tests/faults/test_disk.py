@@ -1,4 +1,4 @@
-"""A disk that runs full: under every use-case, under the daemon's start, and under a daemon that runs."""
+"""A disk that runs full: under every use-case, and when cortexd starts on it."""
 
 from __future__ import annotations
 

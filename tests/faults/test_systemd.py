@@ -13,16 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from cortexd.errors import JobTimeout
+from cortexd import reread
+from cortexd.errors import JobTimeout, UnitFailed
 from cortexd.states import State
 from cortexd.systemd import client
+from tests.faults.picture import UNIT, VICTIM
+from tests.faults.places import MockPlace
 from tests.support import lab
 from tests.support.cortex import Cortex
 from tests.support.fixtures import Daemon
 from tests.support.house import House
 from tests.support.systemd_worlds import MockWorld, done
 from tests.support.units import make_program, systemctl
-from tests.support.wait import aio_until
+from tests.support.wait import aio_until, until
 
 MODELS = 20
 
@@ -133,6 +136,75 @@ async def test_an_end_that_is_never_told_is_found_out(
     await mock.finish(unit)
     assert await done(job) == "done"
     await mock.close()
+
+
+# -- A manager that reads no unit files again, for now
+
+
+async def test_a_daemon_starts_though_systemd_refuses_to_reload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House(tmp_path)
+    await house.open()
+    unit = await house.running()
+    await house.close()
+    house.path().unlink()
+    reload, refusals = house.systemd.reload, 2
+    asked = asyncio.Event()
+
+    async def refuse() -> None:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise UnitFailed("systemd refused to reload its unit files: not enough space")
+        asked.set()
+        await reload()
+
+    monkeypatch.setattr(house.systemd, "reload", refuse)
+    monkeypatch.setattr(reread, "PAUSES", (0.0, 0.0))
+    await house.open()
+    assert house.state() is State.READY and house.systemd.cached(unit).running
+    (warning,) = house.manager.catalog.warnings
+    assert warning.startswith(
+        "systemd refused to reload its unit files: not enough space; units are as it read them last"
+    )
+    await asyncio.wait_for(house.manager.go_on(), 10)
+    assert asked.is_set() and house.manager.catalog.warnings == []
+    await house.close()
+
+
+async def test_a_daemon_starts_though_systemd_does_not_come_to_reload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House(tmp_path)
+    await house.open()
+    await house.running()
+    await house.close()
+    house.path().unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(reread, "PATIENCE", 0.05)
+        patch.setattr(house.systemd, "reload", asyncio.Event().wait)
+        await asyncio.wait_for(house.open(), 10)
+    (warning,) = house.manager.catalog.warnings
+    assert warning.startswith("systemd has not read its unit files again in 0.05 s")
+    assert house.state() is State.READY
+    await asyncio.wait_for(house.manager.go_on(), 10)
+    assert house.manager.catalog.warnings == []
+    await house.close()
+
+
+def test_a_real_daemon_starts_though_systemd_refuses_to_reload(tmp_path: Path) -> None:
+    with MockPlace.create(tmp_path) as place:
+        place.start()
+        place.do(*place.register())
+        place.kill()
+        place.delete_unit()
+        place.refuse("Reload", 2)
+        place.start()
+        until(lambda: "systemd has read its unit files again" in place.log(), "the third time that it is asked")
+        assert place.view.unit(UNIT)["LoadState"] == "loaded"
+        place.do("start", VICTIM)
+        place.do("stop", VICTIM)
 
 
 # -- Clocks

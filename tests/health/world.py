@@ -119,7 +119,9 @@ class World:
     async def _open(self) -> None:
         await self.systemd.start()
         self.systemd.behave(self.unit, restart=True)
-        catalog = SimpleNamespace(models={"m": self.model}, locked=self._locked, secrets=None)
+        catalog = SimpleNamespace(
+            models={"m": self.model}, locked=self._locked, secrets=None, count=self.model.budget.add
+        )
         store = SimpleNamespace(add_event=self._add_event)
         scope = SimpleNamespace(runtime=None)
 

@@ -95,6 +95,14 @@ def memory(pid: str) -> None:
         pass
 
 
+def attach(segment: str) -> None:
+    """See a segment of System V shared memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.shmat.restype = ctypes.c_void_p
+    if libc.shmat(int(segment), None, 0) == ctypes.c_void_p(-1).value:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
 def run(command: str) -> None:
     """A shell's command."""
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=10)
@@ -103,7 +111,7 @@ def run(command: str) -> None:
 
 
 ATTEMPTS = {"read": read, "look": look, "follow": follow, "write": write, "link": link, "connect": connect, "reach": reach, "signal": send_signal,
-            "trace": trace, "memory": memory, "run": run}  # fmt: skip
+            "trace": trace, "memory": memory, "attach": attach, "run": run}  # fmt: skip
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -31,11 +31,9 @@ from cortexd.secrets import Secrets
 from cortexd.store import Store
 from cortexd.systemd.fake import FakeSystemd
 from cortexd.units import files
+from cortexd.units.loadable import check_loadable
 from cortexd.units.tools import find_tools
 from tests.hostile.faults import FAULTS, lay
-from tests.support.cortex import Cortex
-from tests.support.fixtures import Daemon
-from tests.support.units import systemctl
 
 SECONDS, MEMORY = 10, 200 << 20
 """For a case; of memory beyond what the process began with."""
@@ -46,7 +44,7 @@ def database(scope: Scope) -> str:
     async def go() -> str:
         store = await Store.open(scope.database)
         await store.close()
-        return store.set_aside and "aside"
+        return "aside" if store.damaged else ""
 
     return asyncio.run(go())
 
@@ -61,7 +59,7 @@ def unit(scope: Scope) -> str:
         await store.close()
 
     asyncio.run(lost())
-    files.check_loadable(path)
+    check_loadable(scope.unit_folder, path.name)
     files.check_writable(path)
     return ""
 
@@ -231,39 +229,3 @@ async def test_something_else_in_its_place(kind: str, fault: str, tmp_path: Path
     assert ended == what.ends.get(fault, "refused"), told
     if not (kind == "home" and fault == "link"):
         assert snapshot(tmp_path / "outside") == before
-
-
-@pytest.fixture(scope="module")
-def models(shared_daemon: Daemon) -> Cortex:
-    """A model whose unit file is to suffer, and one beside it."""
-    cortex = Cortex()
-    for name in ("sick", "well"):
-        cortex.register_tiny(name)
-    return cortex
-
-
-@pytest.mark.parametrize("fault", ["garbage", "link", "dangling link", "fifo", "folder", "closed", "huge"])
-def test_a_unit_file_that_systemd_cannot_load_is_named_and_harms_no_other_model(
-    models: Cortex, fault: str, tmp_path: Path
-) -> None:
-    """systemd 252 itself opens a FIFO and waits for its writer, and reads 1 GB of nothing for minutes: it is not asked to."""
-    path = user_scope(os.environ).unit_folder / "cortex-sick.service"
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.write_text("canary")
-    before = snapshot(tmp_path)
-    good = path.read_bytes()
-    lay(path, fault, good, elsewhere)
-    try:
-        for command in (["start", "sick"], ["set", "sick", "CPUWeight=50"]):
-            assert str(path) in models.fails(*command)
-        done = models.run("status", "sick", check=False)
-        assert str(path) in done.stdout + done.stderr
-        systemctl("show", "--property=Version")
-        assert snapshot(tmp_path) == before
-        models.run("start", "well")
-        models.run("stop", "well")
-    finally:
-        lay(path, "read-only", good, elsewhere)
-    systemctl("daemon-reload")
-    models.run("start", "sick")
-    models.run("stop", "sick")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -23,6 +25,10 @@ from tests.support.units import free_port, make_program
 SECRET = "the-other-models-secret"
 ABSTRACT = "@/tmp/dbus-of-an-old-session"
 """Where dbus-launch and the like have their bus, and X servers a socket, too: a name that is in no folder."""
+LIFT = """mount -t cgroup2 none /mnt && mkdir /mnt/kid && { sh -c '
+    echo 0 >/mnt/kid/cgroup.procs && exec unshare --cgroup sh -c "echo max >/mnt/cgroup.max.depth"'; s=$?; rmdir /mnt/kid; exit $s; }"""
+"""As root of namespaces of its own: a limit of its control group, by a namespace of a group below, which `nsdelegate` takes for
+its own business. This limit is there with every controller."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Found:
         return {name for name in names if not self.inside[name]}
 
 
-def attempts(victim: int, port: int, daemon: int) -> dict[str, list[str]]:
+def attempts(victim: int, port: int, daemon: int, terminal: str, segment: int) -> dict[str, list[str]]:
     """What is tried."""
     home, runtime = Path.home(), os.environ["XDG_RUNTIME_DIR"]
     units = home / ".config/systemd/user"
@@ -83,6 +89,13 @@ def attempts(victim: int, port: int, daemon: int) -> dict[str, list[str]]:
         "kill the daemon": ["signal", str(daemon)],
         "bus by the daemon's root": ["connect", f"/proc/{daemon}/root{runtime}/bus"],
         "bus by an abstract name": ["connect", ABSTRACT],
+        "limits": ["run", f"unshare --user --map-root-user --mount --cgroup sh -c {shlex.quote(LIFT)}"],
+        "a namespace of control groups": ["run", "unshare --user --map-root-user --cgroup true"],
+        "terminal": ["write", terminal],
+        "terminals": ["look", "/dev/pts"],
+        "socket in /run": ["connect", "/run/systemd/journal/stdout"],
+        "socket in home": ["connect", f"{home}/listening"],
+        "shared memory of System V": ["attach", str(segment)],
     }
 
 
@@ -112,7 +125,14 @@ def found(shared_daemon: Daemon) -> Found:
     bus = subprocess.Popen(["dbus-daemon", "--session", "--nofork", f"--address=unix:abstract={ABSTRACT[1:]}", "--print-address"],
                            stdout=subprocess.PIPE)  # fmt: skip
     assert bus.stdout is not None and bus.stdout.readline()  # it listens now
-    wanted = attempts(victim, port, shared_daemon.process.pid)
+    mine, theirs = os.openpty()
+    segment = int(
+        subprocess.run(["ipcmk", "-M", "4096"], check=True, capture_output=True, text=True).stdout.split()[-1]
+    )
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(Path.home() / "listening"))
+    listening.listen()
+    wanted = attempts(victim, port, shared_daemon.process.pid, os.ttyname(theirs), segment)
     for file in ("inside", "outside"):
         (out / f"{file}.json").write_text(json.dumps(wanted))
     subprocess.run([program, "--attempts", str(out / "outside.json")], check=True, timeout=60)
@@ -120,6 +140,10 @@ def found(shared_daemon: Daemon) -> Found:
     cortex.run("start", "intruder")
     bus.kill()
     bus.communicate()
+    for descriptor in (mine, theirs):
+        os.close(descriptor)
+    listening.close()
+    subprocess.run(["ipcrm", "-m", str(segment)], check=True)
     return Found(json.loads((out / "inside.out").read_text()), json.loads((out / "outside.out").read_text()))
 
 
@@ -148,10 +172,23 @@ def test_the_daemons_process_is_out_of_reach(found: Found) -> None:
     assert found.open(*names) == set()
 
 
+def test_its_limits_are_not_its_own_to_lift(found: Found) -> None:
+    assert found.open("limits", "a namespace of control groups") == set()
+
+
+def test_the_users_terminals_are_out_of_reach(found: Found) -> None:
+    assert found.open("terminal", "terminals") == set()
+
+
+def test_the_machines_sockets_are_out_of_reach(found: Found) -> None:
+    """Of journald that one by which a line comes under another unit's name."""
+    assert found.open("socket in /run") == set()
+
+
 def test_what_stays_open_is_what_the_documentation_says(found: Found) -> None:
     """docs/security.md, "What stays open". One of these closed would be good news, and a line less there."""
     names = (
         "home", "command line", "how many files it has open", "port of another", "kill another", "kill the daemon",
-        "bus by an abstract name",
+        "bus by an abstract name", "socket in home", "shared memory of System V",
     )  # fmt: skip
     assert found.open(*names) == set(names)

@@ -75,7 +75,7 @@ def test_an_alias_of_what_is_closed_is_refused_by_both_names(house: House, place
         assert "would open" in house.thief(alias)
         assert not house.thief()
         said = house.cortex.fails("set", "thief", f"ReadWritePaths={house.own} {alias}")
-        assert "would open" in said and "which no model may see" in said
+        assert "would open" in said
     finally:
         alias.unlink()
 

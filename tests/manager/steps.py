@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cortexd.health.policy import Outcome
 from cortexd.model import SETTINGS
+from cortexd.names import FOLDER_TEMPLATE
 from cortexd.states import State
-from cortexd.units.render import FOLDER_TEMPLATE
 from tests.support.house import House
 
 JOURNALCTL = """#!/bin/sh

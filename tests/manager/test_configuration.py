@@ -18,8 +18,8 @@ from cortexd.errors import (
     SystemdUnavailable,
     UnitConflict,
 )
+from cortexd.names import FOLDER_TEMPLATE
 from cortexd.states import State
-from cortexd.units.render import FOLDER_TEMPLATE
 from tests.manager.steps import (
     everything,
     fail,
@@ -78,7 +78,7 @@ async def test_bad_input_changes_nothing(
     assert await house.events(name) == [] and house.asked("Reload") == []
 
 
-@pytest.mark.parametrize("where", ["store", "write", "reload", "cancelled"])
+@pytest.mark.parametrize("where", ["store", "write", "reload", "cancelled", "last"])
 async def test_a_registration_that_fails_is_undone(house: House, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     before = everything(house)
     with monkeypatch.context() as patch:
@@ -88,13 +88,16 @@ async def test_a_registration_that_fails_is_undone(house: House, monkeypatch: py
             house.scope.unit_folder.chmod(0o500)
         elif where == "reload":
             patch.setattr(house.systemd, "reload", fail(SystemdUnavailable("gone")))
+        elif where == "last":
+            patch.setattr(house.store, "save_models", fail(StoreFailed("locked")))
         else:
             patch.setattr(house.systemd, "reload", fail(asyncio.CancelledError()))  # type: ignore[arg-type]
         with pytest.raises((StoreFailed, UnitConflict, SystemdUnavailable, asyncio.CancelledError)):
             await house.register()
         house.scope.unit_folder.chmod(0o700)
     assert everything(house) == before
-    assert await house.kinds() == ([] if where == "store" else ["registered", "register-failed"])
+    assert await house.kinds() == ([] if where == "store" else ["register-failed"])
+    assert house.unit().load_state == "not-found"
     await house.running()  # and it can be done again
 
 
@@ -188,7 +191,7 @@ async def test_a_change_is_all_or_nothing(house: House, given: dict[str, object]
     assert everything(house) == before and await house.kinds() == ["registered"]
 
 
-@pytest.mark.parametrize("where", ["store", "write", "reload", "cancelled"])
+@pytest.mark.parametrize("where", ["store", "write", "reload", "cancelled", "last"])
 async def test_a_change_that_fails_is_undone(house: House, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     await house.running()
     await house.events()
@@ -200,13 +203,17 @@ async def test_a_change_that_fails_is_undone(house: House, monkeypatch: pytest.M
             house.scope.unit_folder.chmod(0o500)
         elif where == "reload":
             patch.setattr(house.systemd, "reload", fail(SystemdUnavailable("gone")))
+        elif where == "last":
+            patch.setattr(house.store, "save_models", fail(StoreFailed("locked")))
         else:
             patch.setattr(house.systemd, "reload", fail(asyncio.CancelledError()))  # type: ignore[arg-type]
         with pytest.raises((StoreFailed, UnitConflict, SystemdUnavailable, asyncio.CancelledError)):
             await house.manager.set("a", {"max_model_len": "77"}, ME)
         house.scope.unit_folder.chmod(0o700)
     assert everything(house) == before
-    assert (await house.kinds())[-2:] == (["run", "ready"] if where == "store" else ["set", "set-failed"])
+    assert (await house.kinds())[-2:] == (["run", "ready"] if where == "store" else ["ready", "set-failed"])
+    if where == "last":
+        assert house.systemd._units.unit("cortex-a.service").text == house.path().read_text(), "systemd knows it, too"
     assert await house.manager.set("a", {"max_model_len": "78"}, ME)
     assert '"78"' in house.path().read_text()
 

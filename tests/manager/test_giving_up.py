@@ -10,7 +10,7 @@ import pytest
 from cortexd import recorder, restarts
 from cortexd.api.describe import probe_values
 from cortexd.errors import StoreFailed, SystemdUnavailable
-from cortexd.events import Event
+from cortexd.events import Event, Priority
 from cortexd.health.policy import Outcome, Probe
 from cortexd.restarts import Restarts
 from cortexd.states import State
@@ -138,6 +138,33 @@ async def test_a_run_that_systemd_began_while_it_refused_is_stopped(
     house.systemd.crash(unit)
     await house.until_event("stays-stopped")
     assert len(asked) == 2 and (await house.kinds()).count("ended") == 4
+
+
+async def test_a_run_that_systemd_began_before_it_took_the_stop_is_cortexds_to_stop(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RestartSec=0. Nobody else stopped it, and it is not the run that spent the budget."""
+    stop = house.systemd.stop_unit
+
+    async def stop_unit(unit: str) -> Job:
+        house.systemd.finish(unit)  # the pause is over
+        return await stop(unit)
+
+    monkeypatch.setattr(house.systemd, "stop_unit", stop_unit)
+    await crash_loop(house, 3)
+    await house.until_event("stays-stopped")
+    (gave_up,) = [event for event in await house.events() if event.kind == "gave-up"]
+    told = [
+        (event.kind, event.message)
+        for event in await house.events()
+        if event.invocation_id == house.unit().invocation_id
+    ]
+    assert gave_up.invocation_id != house.unit().invocation_id
+    assert ("stopped", "stopped by cortexd, since it is restarted no more") in told
+    assert not {"ended", "failed", "exited"} & dict(told).keys() and "systemctl" not in str(told)
+    found = await house.manager.why("a")
+    assert found.sentence.startswith("3 runs failed in a row, the last: the server was killed by SIGKILL")
+    assert found.remedy.endswith("'cortexctl start a' starts it again")
 
 
 async def test_a_person_who_starts_it_while_systemd_refused_has_it_run(
@@ -323,3 +350,15 @@ async def test_a_full_disk_does_not_let_it_flap_for_ever(house: House, monkeypat
     house.systemd.crash(unit)
     await house.until(State.FAILED)
     assert house.reason().startswith("3 runs failed in a row")
+
+
+async def test_what_cannot_be_written_counts_and_is_told_of(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = await house.running()
+    await house.events()
+    monkeypatch.setattr(Store, "add_event", fail(StoreFailed("the disk is full")))
+    changed: list[str] = []
+    monkeypatch.setattr(house.manager, "on_change", changed.append)
+    run = house.systemd.cached(unit).invocation_id
+    failed = Event(model="a", kind="failed", message="failed", priority=Priority.WARNING, invocation_id=run)
+    await house.manager._observer.recorder.add(failed)
+    assert house.manager.view("a").model.budget.failed == 1 and changed == ["a"]

@@ -137,3 +137,19 @@ async def test_health_is_asked_of_what_is_ready_and_wanted_only(house: House) ->
     asked = len(house.prober.asked)
     await asyncio.sleep(0.4)
     assert len(house.prober.asked) == asked
+
+
+@pytest.mark.parametrize(("drop_in", "status", "waits"), [(False, "", False), (True, "Ready", False), (True, "", True)])
+async def test_a_drop_in_that_takes_the_waiter_away_has_failures_wait(
+    house: House, drop_in: bool, status: str, waits: bool
+) -> None:
+    unit = await house.register(health__startup_delay_seconds=77)
+    if drop_in:
+        folder = house.scope.unit_folder / f"{unit}.d"
+        folder.mkdir()
+        (folder / "mine.conf").write_text("[Service]\nExecStartPost=\n")
+        await house.systemd.reload()
+    house.systemd.change(unit, status_text=status)
+    await (await house.start()).wait()
+    loops = house.manager._observer.liveness._monitor._loops
+    assert loops["a"].model.grace == (77 if waits else 0)

@@ -16,7 +16,6 @@ from cortexd.errors import (
 )
 from cortexd.events import Priority
 from cortexd.states import State
-from cortexd.store import Store
 from tests.manager.steps import (
     NASTY,
     QUICK,
@@ -188,27 +187,3 @@ async def test_events_that_are_queued_are_written_at_the_end(house: House) -> No
     await house.close()
     await house.open()
     assert (await house.kinds()).count("run") == 21
-
-
-async def test_a_lost_database_is_made_again_also_when_the_first_try_was_killed(house: House) -> None:
-    await house.register("a", max_model_len=77)
-    await house.register("b")
-    house.path("b").write_text(house.path("b").read_text() + "# by hand\n")
-    await house.close()
-    for path in house.scope.data.glob("models.db*"):
-        path.unlink()
-    await (await Store.open(house.scope.database)).close()  # killed before it had looked at the units
-    await house.open()
-    assert list(house.manager.catalog.models) == ["a"]
-    assert house.manager.view("a").model.spec.max_model_len == 77
-    lost, orphan = house.manager.catalog.warnings
-    assert lost == (
-        "the database was lost; registered again from their unit files: a; "
-        "'cortexctl unregister' removes what should not be there"
-    )
-    assert "cortex-b.service" in orphan, "what was edited by hand is no record"
-    (event,) = await house.events()
-    assert (event.kind, event.priority) == ("registered", Priority.WARNING)
-    await house.close()
-    await house.open()
-    assert list(house.manager.catalog.models) == ["a"] and await house.store.unfinished() == []

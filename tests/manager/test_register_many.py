@@ -62,9 +62,9 @@ async def test_one_that_cannot_be_keeps_all_away(
     assert everything(house) == before
 
 
-@pytest.mark.parametrize("step", ["add_models", "reload"])
+@pytest.mark.parametrize("step", ["save_models", "reload"])
 async def test_a_failure_on_the_way_takes_all_back(house: House, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    owner = house.store if step == "add_models" else house.systemd
+    owner = house.store if step == "save_models" else house.systemd
     with monkeypatch.context() as patch:
         patch.setattr(owner, step, fail(StoreFailed("no")))
         with pytest.raises(StoreFailed):

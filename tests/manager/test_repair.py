@@ -106,9 +106,19 @@ async def test_what_a_killed_daemon_had_begun_the_next_one_finishes(house: House
     await house.close()
     await house.open()
     assert house.path().read_text() == edited
-    await house.manager.go_on()
+    await house.manager.recovery.run()
     assert house.path().read_text() != edited and [path.read_text() for path in kept(house)] == [edited]
     assert await house.store.unfinished() == []
+
+
+async def test_a_run_of_a_file_with_a_comment_more_is_what_was_asked_for(house: House) -> None:
+    await house.running()
+    await house.manager.set("a", {"max_model_len": "300"}, ME)
+    assert house.manager.view("a").model.outdated
+    house.path().write_text(house.path().read_text() + "# hi\n")
+    await (await house.restart()).wait()
+    await house.manager.repair("a", ME)
+    assert not house.manager.view("a").model.outdated
 
 
 async def test_a_run_of_an_edited_file_needs_a_restart_once_it_is_repaired(house: House) -> None:

@@ -301,3 +301,33 @@ async def test_what_systemd_passes_through_on_its_way_to_a_restart_is_no_end_of_
     house.systemd.change(unit, active_state="active", sub_state="running", job=0)
     await house.until(State.READY)
     assert (await house.kinds())[-4:] == ["ready", "ended", "run", "ready"]
+
+
+async def test_a_restart_past_us_in_a_later_pause_is_a_persons(house: House) -> None:
+    """There systemd neither begins to count anew nor counts on."""
+    unit = await crash_loop(house, 2)
+    assert house.unit().sub_state == "auto-restart" and house.unit().n_restarts == 1
+    await house.systemd.restart_unit(unit)
+    await house.until(State.READY)
+    await aio_until(lambda: house.manager.view("a").model.budget.failed == 0, "the budget of a start by hand")
+    house.systemd.crash(unit)
+    await aio_until(lambda: house.manager.view("a").model.budget.failed == 1, "its failure")
+    house.systemd.finish(unit)
+    await house.until(State.READY)
+    assert house.manager.view("a").model.budget.failed == 1, "that one was systemd's own"
+
+
+async def test_what_cortexd_killed_it_for_is_known_to_the_next_one(house: House) -> None:
+    """kill -9 of cortexd after it has killed a run, before it saw the end."""
+    unit = await house.running(max_restarts=1, Restart="no")
+    run = house.unit().invocation_id
+    model = house.manager.view("a").model
+    message = "3 health probes failed in a row, the last: no answer; it is killed and systemd starts it again"
+    house.manager._observer.recorder.tell(model, "health-restart", message, Priority.ERROR, run=run)
+    await house.manager._observer.recorder.written()
+    await house.close()
+    house.systemd.crash(unit)
+    await house.open()
+    assert (await house.until_event("failed")).message == "the server was killed by SIGKILL after failed health probes"
+    await house.until_event("gave-up")
+    assert "cortexd killed it: 3 health probes failed in a row, the last: no answer" in house.reason()

@@ -54,6 +54,9 @@ async def test_a_run_that_systemd_stopped(journalctl: Path) -> None:
     assert (log.end.active_state, log.end.result) == ("inactive", "success")
     journalctl.write_text(journal_of(stopping))
     assert (await runlog.read(UNIT, RUN, 0)).end is None
+    for order, stopped in (((stopping, FAILED), True), ((FAILED, stopping), False)):  # in the pause after it
+        journalctl.write_text(journal_of(*order))
+        assert (await runlog.read(UNIT, RUN, 0)).stopped is stopped
 
 
 @pytest.mark.parametrize(
@@ -108,10 +111,27 @@ async def test_lines_that_a_flood_has_cost(
     journalctl.write_text(script)
     log = await runlog.read(UNIT, RUN, 0, 60_000_000)
     assert (says in log.lost) and bool(says) == bool(log.lost)
-    assert (
-        not says or f"cortex-loud wrote {taken - 5} of the {taken} that it took; have cortex-loud say less" in log.lost
-    )
+    told = f"cortex-loud wrote {taken - 5} of the {taken} that it took; have cortex-loud say less"
+    assert not says or f"{told}, or 'cortexctl set loud log_level=debug', or an administrator" in log.lost
     assert log.text.startswith(f"({log.lost})\n".encode()) == bool(says)
+
+
+@pytest.mark.parametrize(
+    ("priority", "flooded", "says"),
+    [("6", "6", True), ("6", "7", False), ("7", "7", True), ("7", "6", True), ("", "7", True), ("", "6", True)],
+)
+async def test_a_flood_at_another_level_costs_nothing(
+    journalctl: Path, priority: str, flooded: str, says: bool
+) -> None:
+    """Where nothing of the run is left, it may have been of any level. systemd's own words are info."""
+    (journalctl.parent / "taken").write_text("cortex-loud.service\n" * 10_000)
+    own = {"MESSAGE": "own", "_SYSTEMD_USER_UNIT": UNIT, "PRIORITY": priority, "__REALTIME_TIMESTAMP": "1"}
+    flood = f"*output=cat*PRIORITY={flooded}*) cat {journalctl.parent}/taken;;\n*output=cat*) ;;\n"
+    known = f"*) echo '{json.dumps(own)}';;\n" if priority else ""
+    journalctl.write_text(f'#!/bin/sh\ncase "$*" in\n{flood}{known}esac\n')
+    log = await runlog.read(UNIT, RUN, 0, 60_000_000)
+    assert log.lost.startswith("the journal may have dropped lines") == bool(log.lost) == says
+    assert ("log_level=debug" in log.lost) == (flooded == "6")
 
 
 async def test_no_lines_no_file(house: House, journalctl: Path, monkeypatch: pytest.MonkeyPatch) -> None:

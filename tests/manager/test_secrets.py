@@ -152,8 +152,8 @@ def tgi(house: House) -> dict[str, object]:
 
 def kept_away(house: House) -> set[str]:
     """The variables that the unit takes from its server."""
-    (line,) = [line for line in house.path().read_text().splitlines() if line.startswith("UnsetEnvironment=")]
-    return set(line.partition("=")[2].split())
+    lines = house.path().read_text().splitlines()
+    return {name for line in lines if line.startswith("UnsetEnvironment=") for name in line.partition("=")[2].split()}
 
 
 async def test_a_key_that_the_session_has_by_chance_is_kept_away_and_a_secret_is_not(house: House) -> None:
@@ -199,7 +199,7 @@ async def test_all_of_it_or_nothing(house: House, monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as patch:
         if where == "store":
-            patch.setattr(house.store, "add_models", fail(StoreFailed("disk full")))
+            patch.setattr(house.store, "save_models", fail(StoreFailed("disk full")))
         elif where == "reload":
             patch.setattr(house.systemd, "reload", fail(SystemdUnavailable("gone")))
         else:

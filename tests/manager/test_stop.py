@@ -240,3 +240,51 @@ async def test_a_restart_whose_new_run_fails_is_a_failure(house: House) -> None:
     with pytest.raises(JobFailed, match="status 1"):
         await (await house.restart()).wait()
     assert (await house.until_event("failed")).invocation_id == house.unit().invocation_id
+
+
+async def test_a_stop_past_us_that_had_to_kill_ends_stopped(house: House) -> None:
+    """As cortexctl's own: nobody's failure, and no part of the budget."""
+    unit = await house.running(max_restarts=1, Restart="always")
+    house.systemd.behave(unit, stop="hang")
+    await house.systemd.stop_unit(unit)
+    await house.until(State.STOPPING)
+    house.systemd.finish(unit, "failed")
+    assert house.state() is State.STOPPED
+    event = await house.until_event("stop-unclean")
+    assert event.priority is Priority.WARNING and event.message == (
+        "stopped by systemd (with systemctl, or at the end of your session): it did not end within 20 s and was killed"
+    )
+    await aio_until(lambda: house.unit().active_state == "inactive", "reset-failed")
+    assert house.state() is State.STOPPED and house.manager.view("a").model.budget.failed == 0
+    assert {"failed", "ended", "gave-up", "cause"}.isdisjoint(await house.kinds())
+    assert (await house.manager.why("a")).cause == "stopped"
+
+
+async def test_a_crash_that_a_stop_comes_after_is_one(house: House) -> None:
+    unit = await house.running(Restart="no")
+    house.systemd.change(unit, active_state="deactivating", sub_state="final-sigterm", result="signal")
+    await house.systemd.stop_unit(unit)
+    house.systemd.crash(unit)
+    await house.until_event("failed")
+    assert house.manager.view("a").model.budget.failed == 1
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+async def test_such_a_stop_while_cortexd_was_away(house: House, monkeypatch: pytest.MonkeyPatch, stopped: bool) -> None:
+    """What tells it from a failure is the journal: whether systemd was told to stop it before it failed."""
+    unit = await house.running(max_restarts=1, Restart="no")
+    await house.close()
+    house.systemd.behave(unit, stop="hang")
+    await house.systemd.stop_unit(unit)
+    house.systemd.finish(unit, "failed")
+    house.systemd.change(unit, result="timeout")
+
+    async def was_stopped(*_: object) -> bool:
+        return stopped
+
+    monkeypatch.setattr("cortexd.diagnosis.diagnoser.Diagnoser.was_stopped", was_stopped)
+    await house.open()
+    await house.until_event("stop-unclean" if stopped else "failed")
+    await aio_until(lambda: (house.unit().active_state == "inactive") == stopped, "reset-failed, or not")
+    assert house.state() is (State.STOPPED if stopped else State.FAILED)
+    assert house.manager.view("a").model.budget.failed == int(not stopped)

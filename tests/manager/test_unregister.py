@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 
 import pytest
 
@@ -11,10 +10,12 @@ from cortexd.errors import (
     Busy,
     JobFailed,
     NoSuchModel,
+    StoreFailed,
     SystemdUnavailable,
     UnitFailed,
 )
 from cortexd.states import State
+from cortexd.store import Intent
 from tests.manager.steps import (
     everything,
     fail,
@@ -31,7 +32,7 @@ async def test_unregister(house: House) -> None:
     assert removed == ["a"] and everything(house) == {"files": {}, "rows": [], "specs": {}}
     assert house.unit().load_state == "not-found" and unit not in house.systemd.known_units()
     order = house.asked("DisableUnitFiles", "StopUnit", "Reload", "ResetFailedUnit")
-    assert [call[0] for call in order[-5:]] == ["DisableUnitFiles", "Reload", "StopUnit", "Reload", "ResetFailedUnit"]
+    assert [call[0] for call in order[-4:]] == ["DisableUnitFiles", "StopUnit", "Reload", "ResetFailedUnit"]
     assert (await house.kinds())[-1] == "unregistered"  # its events stay
     with pytest.raises(NoSuchModel):
         house.manager.view("a")
@@ -47,6 +48,33 @@ async def test_a_running_model_is_unregistered_by_force_only(house: House) -> No
     assert "failed" not in await house.kinds()
 
 
+async def test_what_was_answered_with_a_job_is_written_down(house: House) -> None:
+    """Though it has to wait for its turn."""
+    unit = await house.register()
+    async with house.manager.catalog.get("a").lock:
+        job = await house.unregister()
+        (begun,) = await house.store.unfinished()
+        assert (begun.kind, begun.model, begun.details) == ("unregister", "a", {"force": False, "enabled": False})
+        assert house.asked("DisableUnitFiles", "StopUnit") == [] and house.path().exists()
+    await job.wait()
+    assert await house.store.unfinished() == [] and unit not in house.systemd.known_units()
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_what_a_killed_daemon_was_to_remove_goes_on_only_by_force_where_it_runs(
+    house: House, force: bool
+) -> None:
+    """It was started by hand meanwhile, say."""
+    unit = await house.running()
+    await house.store.begin(Intent(model="a", kind="unregister", details={"force": force}))
+    await house.close()
+    await house.open()
+    await house.manager.recovery.run()
+    assert house.systemd.cached(unit).running is not force
+    assert ("a" in house.manager.catalog.models) is not force
+    assert await house.store.unfinished() == []
+
+
 async def test_a_model_whose_unit_file_is_gone_can_be_unregistered(house: House) -> None:
     await house.register()
     house.path().unlink()
@@ -58,6 +86,7 @@ async def test_a_model_whose_unit_file_is_gone_can_be_unregistered(house: House)
 @pytest.mark.parametrize("where", ["disable", "stop", "file", "store"])
 async def test_a_removal_that_fails_leaves_the_model(house: House, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     await house.register()
+    await house.manager.enable("a", ME, linger=False)
     before = everything(house)
     with monkeypatch.context() as patch:
         if where == "disable":
@@ -67,11 +96,12 @@ async def test_a_removal_that_fails_leaves_the_model(house: House, monkeypatch: 
         elif where == "file":
             house.scope.unit_folder.chmod(0o500)
         else:
-            patch.setattr(house.store._writer, "write", fail(sqlite3.OperationalError("disk full")))
+            patch.setattr(house.store, "delete_model", fail(StoreFailed("disk full")))
         with pytest.raises(JobFailed):
             await (await house.unregister()).wait()
         house.scope.unit_folder.chmod(0o700)
     assert everything(house) == before
+    assert house.unit().unit_file_state == "enabled"
     await (await house.start()).wait()
     await (await house.unregister(force=True)).wait()
 

@@ -21,10 +21,10 @@ from cortexd.sandbox.judging import (
     Proof,
     Row,
     table,
-    without,
 )
 from cortexd.sandbox.kept import results
 from cortexd.sandbox.proving import REFUSED, problem
+from cortexd.units.fences import machine, without
 
 EPERM, EROFS = 1, 30
 FREE = dict.fromkeys(ATTEMPTS, 0)
@@ -83,7 +83,7 @@ def test_no_directive_gets_the_credit_for_what_another_one_prevents() -> None:
     covered = row(proof, "ProtectClock", security="strict")
     assert (covered.effect, covered.why) == (
         Effect.COVERED,
-        "the server cannot reach the calls that set the clock; without it another directive prevents that",
+        "the server cannot reach the calls that set the clock; without it the others together prevent that",
     )
     alone = row(proof, "LockPersonality", security="strict")
     assert (alone.effect, alone.why) == (Effect.IN_FORCE, "the server cannot change its execution domain")
@@ -91,20 +91,37 @@ def test_no_directive_gets_the_credit_for_what_another_one_prevents() -> None:
     assert needed.effect is Effect.IN_FORCE and needed.why.endswith("without it systemd cannot set up the rest")
 
 
+@pytest.mark.parametrize(
+    ("covering", "said"),
+    [
+        (["SystemCallFilter"], "SystemCallFilter prevents that"),
+        (["SystemCallFilter", "ProtectSystem"], "SystemCallFilter and ProtectSystem prevent that"),
+        (["A", "B", "C", "D"], "A, B and 2 more prevent that"),
+        ([], "the others together prevent that"),
+    ],
+)
+def test_what_covers_a_directive_is_named(covering: list[str], said: str) -> None:
+    alone = {
+        "UMask": FREE,
+        "PrivateTmp": {},
+        "ProtectClock": CLOSED,
+        **{name: {**FREE, "clock": EPERM} for name in covering},
+    }
+    found = row(Proof(CLOSED, FREE, apart={"ProtectClock": CLOSED}, alone=alone), "ProtectClock", security="strict")
+    assert found.effect is Effect.COVERED and found.why.endswith(f"; without it {said}")
+
+
 def test_the_lines_without_one_directive() -> None:
-    lines = [
-        "ProtectSystem=strict",
-        "ReadOnlyPaths=/run",
-        "ProtectSystem=false",
-        "ReadWritePaths=/a",
-        "ProtectHome=true",
-    ]
-    assert without(lines, "ProtectSystem") == ["ReadWritePaths=/a", "ProtectHome=true"]
-    assert without(lines, "ProtectHome") == lines[:-1]
-    kept = ["BindPaths=/a", "InaccessiblePaths=-/d"]
-    fence = ["TemporaryFileSystem=%t:ro", "BindReadOnlyPaths=%t/systemd/notify", "BindReadOnlyPaths=-%t/x"]
-    assert without([*fence, *kept], "TemporaryFileSystem=%t") == kept
-    assert without(kept, "InaccessiblePaths=~/.cortex") == kept[:1]
+    lines = ["ProtectSystem=strict", "ProtectControlGroups=true", "RestrictNamespaces=~cgroup", "ReadWritePaths=/a"]
+    assert without(lines, "ProtectSystem") == lines[1:]
+    assert without(lines, "ProtectControlGroups") == ["ProtectSystem=strict", "ReadWritePaths=/a"]
+    assert without(lines, "RestrictNamespaces") == [line for line in lines if "cgroup" not in line]
+    kept = ["BindPaths=/a", 'InaccessiblePaths=-"/d"', 'BindReadOnlyPaths="/run/x"']
+    *run, terminals = machine()
+    fence = [*run, "TemporaryFileSystem=%t:ro", "BindReadOnlyPaths=%t/systemd/notify", "BindReadOnlyPaths=-%t/x"]
+    assert without([*fence, *kept, terminals], "TemporaryFileSystem=/run") == [*kept, terminals]
+    assert without([*kept, terminals], "InaccessiblePaths=/dev/pts") == kept
+    assert without([*kept, terminals], "InaccessiblePaths=~/.cortex") == [kept[0], kept[2], terminals]
 
 
 def test_where_there_is_no_folder_to_try_it_in_the_table_says_so() -> None:
@@ -137,7 +154,7 @@ def test_what_is_left_out_is_named_and_warned_of() -> None:
     rows = table(spec_of(), Proof(CLOSED, FREE), NO_NAMESPACES)
     out = {row.directive for row in rows if row.effect is Effect.NOT_IN_FORCE}
     assert out == {
-        "PrivateUsers", "TemporaryFileSystem=%t", "InaccessiblePaths=~/.cortex", "ProtectSystem", "ProtectHome", "PrivateTmp",
+        *_FENCES, "ProtectSystem", "ProtectHome", "PrivateTmp",
         "ProtectKernelTunables", "ProtectKernelModules", "ProtectControlGroups",
     }  # fmt: skip
     assert row(Proof(CLOSED, FREE), "NoNewPrivileges", NO_NAMESPACES).effect is Effect.IN_FORCE

@@ -91,6 +91,17 @@ async def test_tried_once_and_kept_for_the_next_daemon(house: House, machine: Ma
     assert machine.ran[6:] == ["a", "a-free"]
 
 
+async def test_a_change_is_answered_with_what_is_in_force_of_it(house: House, machine: Machine) -> None:
+    await house.register()
+    prover_of(house)
+    await house.manager.prove()
+    machine.through.add("see-tmp")
+    _, told = await house.manager.set("a", {"UMask": "0077"}, ME)
+    assert "sandbox: PrivateTmp: not in force on this machine" in told
+    _, told = await house.manager.set("a", {"PrivateTmp": "no"}, ME)
+    assert not [warning for warning in told if "sandbox" in warning]
+
+
 async def test_what_was_kept_before_another_boot_is_tried_again(house: House, machine: Machine) -> None:
     await house.register()
     prover_of(house)

@@ -168,14 +168,11 @@ def begun_runs(since: float) -> dict[str, str]:
 
 
 def ends(events: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """What was told of runs' ends, by InvocationID. A run that systemd had begun when its model was given up ends with that."""
+    """What was told of runs' ends, by InvocationID."""
     found: dict[str, list[str]] = defaultdict(list)
     for event in events:
         if event["Kind"] in ("ended", "failed", "exited", "stopped", "stop-unclean"):
             found[event["InvocationID"]].append(f"{event['Kind']}: {event['Message']}")
-    for event in events:
-        if event["Kind"] == "stays-stopped" and event["InvocationID"] not in found:
-            found[event["InvocationID"]].append(event["Kind"])
     return found
 
 

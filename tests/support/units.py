@@ -16,11 +16,11 @@ from pathlib import Path
 from cortexd.backends import Backend, LaunchPlan, backend_of
 from cortexd.checks import check_spec
 from cortexd.model import DEFAULT_BACKEND, ModelSpec, build_spec, parse_settings
-from cortexd.names import check_name, unit_name
+from cortexd.names import FOLDER_TEMPLATE, check_name, unit_name
 from cortexd.registration import Caller, fill_in
 from cortexd.scope import Scope, user_scope
 from cortexd.units import files
-from cortexd.units.render import FOLDER_TEMPLATE, Tools, render_folder_template, render_unit
+from cortexd.units.render import Tools, render_folder_template, render_unit
 from cortexd.units.tools import find_tools
 
 FAKE_SERVER = Path(__file__).parent / "servers" / "fake_server.py"

@@ -43,11 +43,11 @@ import pytest
 from cortexd.checks import secrets_warnings, warnings_of
 from cortexd.errors import CortexError
 from cortexd.model import ModelSpec, parse_settings
-from cortexd.names import unit_name
+from cortexd.names import FOLDER_TEMPLATE, unit_name
 from cortexd.registration import Caller
 from cortexd.scope import Scope, user_scope
 from cortexd.units import files
-from cortexd.units.render import FOLDER_TEMPLATE, Tools, render_folder_template
+from cortexd.units.render import Tools, render_folder_template
 from cortexd.units.tools import find_tools
 from tests.support import unit_text
 from tests.support.units import Generated, generate, systemd_version
@@ -99,8 +99,12 @@ class Outcome:
     def paths(self, key: str) -> list[str]:
         """The paths of a directive."""
         found = [word for value in self.values("Service", key) for word in unit_text.words(value)]
-        # The model's own, that is, and not those of the runtime folder, which every model has.
-        return [path.replace("%%", "%") for path in found if not path.lstrip("-").startswith("%t/")]
+        # The model's own, that is, and not those of /run and the runtime folder, which every model has.
+        return [
+            path.replace("%%", "%")
+            for path in found
+            if not path.startswith(("%t/", "-%t/", "-/run/", "-/var/", "-/dev/"))
+        ]
 
 
 def has_sequence(found: list[str], wanted: tuple[str, ...]) -> bool:

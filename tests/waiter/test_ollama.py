@@ -349,7 +349,7 @@ def test_a_stop_or_an_end_in_the_middle(wait: Wait, tmp_path: Path, gate: str, h
             assert wait.end() == (0, "")
         else:
             wait.kill_main()
-            assert wait.end() == (1, f"<3>the server ended while it started ({what})\n")
+            assert wait.end() == (1, f"<3>Not ready: the server ended while it started ({what})\n")
         fifo.write_text("open")
 
 

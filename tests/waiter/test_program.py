@@ -55,7 +55,7 @@ def test_what_lies_beside_it_takes_no_modules_place(tmp_path: Path) -> None:
     rest = ["--pid", "gone", "--address", "127.0.0.1", "--port", "1", "--path", "/", "--timeout", "1", "--stall", "1"]
     for folder in (tmp_path, package):
         done = subprocess.run([*command, *rest], cwd=folder, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stderr) == (1, "<3>the server ended at once\n")
+        assert (done.returncode, done.stderr) == (1, "<3>Not ready: the server ended at once\n")
 
 
 def test_the_ways_to_run_it(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_main_process_dies_while_it_loads(wait: Wait) -> None:
         begin = time.monotonic()
         wait.kill_main()
         reason = "the server ended while it started (/health answers 503)"
-        assert wait.end() == (1, f"<3>{reason}\n")
+        assert wait.end() == (1, f"<3>Not ready: {reason}\n")
         assert time.monotonic() - begin < 1
     assert wait.notified.rest() == [f"STATUS=Not ready: {reason}"]
 
@@ -118,14 +118,14 @@ def test_the_main_process_was_never_seen(wait: Wait, pid: str) -> None:
         pid = str(wait.main.pid)
         wait.kill_main()
     wait.start(free_port(), pid=pid)
-    assert wait.end() == (1, "<3>the server ended at once\n")
+    assert wait.end() == (1, "<3>Not ready: the server ended at once\n")
     assert wait.notified.rest() == ["STATUS=Not ready: the server ended at once"]
 
 
 def test_the_time_is_up(wait: Wait) -> None:
     wait.start(free_port(), timeout=0.2)
     status, said = wait.end()
-    assert (status, said) == (1, "<3>not ready after 0.2 s (/health: Connection refused)\n")
+    assert (status, said) == (1, "<3>Not ready: not ready after 0.2 s (/health: Connection refused)\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

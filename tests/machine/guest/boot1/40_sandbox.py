@@ -29,5 +29,9 @@ seen = inside(pid, "find", str(RUNTIME), "-mindepth", "1", "-printf", "%P\n").st
 ours = [path for path in seen if not path.startswith("cortexd")]
 check("runtime folder", sorted(ours), ["systemd", "systemd/notify"])
 check("hints of this model alone", len([path for path in seen if path.count("/") == 2]) <= 1, True)
+check("the system's bus is the machine's", user("busctl", "--system", "list").returncode, 0)
+check("no system's bus", inside(pid, "busctl", "--system", "list").returncode, 1)
+check("names are still found", inside(pid, "getent", "passwd", "root").returncode, 0)
+check("no terminals", inside(pid, "ls", "/dev/pts").stdout, "")
 check("no user manager", inside(pid, "systemd-run", "--user", "true").returncode, 1)
 check("~/.cortex is inaccessible", inside(pid, "ls", f"{HOME}/.cortex").stdout, "")

@@ -1,5 +1,5 @@
-"""The power goes while a model is registered, changed or started, at several moments: what was confirmed to the client is there
-after the boot, what was not is there as a whole or not at all.
+"""The power goes while a model is registered, changed, started or given a secret, at several moments: what was confirmed to
+the client is there after the boot, what was not is there as a whole or not at all.
 
 One cut a boot: each looks at what the one before left, and asks for the next. The client's notes are kept outside of the
 machine, which forgets.
@@ -19,7 +19,10 @@ from machine import HOME, HOST, check, ctl, cut_power, daemon, need, properties,
 
 MOMENTS = (0.03, 0.15, 0.4, 0.7, "the answer")
 """As parts of the time that the whole usually takes."""
-PLAN = [(case, moment) for case in ("register", "set", "start") for moment in MOMENTS]
+CASES = ("register", "register with a key", "set", "set a secret", "start")
+PLAN = [(case, moment) for case in CASES for moment in MOMENTS]
+CHANGES = ("set", "set a secret")
+"""Of the model that runs; the others have each a new one."""
 MEMORY = 700  # MiB
 NOTES = HOST / "notes"
 UNITS = HOME / ".config/systemd/user"
@@ -47,7 +50,11 @@ def shown() -> dict[str, dict[str, Any]]:
 def world() -> World:
     """Which models there are, and of each what this is about."""
     return {
-        name: {"memory": model["Settings"]["memory"] >> 20, "enabled": model["UnitFileState"] == "enabled"}
+        name: {
+            "memory": model["Settings"]["memory"] >> 20,
+            "enabled": model["UnitFileState"] == "enabled",
+            "secrets": model["Secrets"],
+        }
         for name, model in shown().items()
     }
 
@@ -55,13 +62,20 @@ def world() -> World:
 def changed(before: World, case: str, name: str, memory: int) -> World:
     """What there is when it was done."""
     after = deepcopy(before)
-    if case == "register":
-        after[name] = {"memory": memory, "enabled": False}
+    if case.startswith("register"):
+        after[name] = {"memory": memory, "enabled": False, "secrets": ["LLAMA_API_KEY"] if case != "register" else []}
     elif case == "set":
         after[name]["memory"] = memory
+    elif case == "set a secret":
+        after[name]["secrets"] = sorted({*after[name]["secrets"], secret(memory)})
     else:
         after[name]["enabled"] = True
     return after
+
+
+def secret(memory: int) -> str:
+    """Another one for each time."""
+    return f"SECRET_{memory}"
 
 
 def call(path: str, interface: str, member: str, *words: str) -> str:
@@ -76,15 +90,19 @@ def call(path: str, interface: str, member: str, *words: str) -> str:
 def ask(case: str, name: str, memory: int, *, cut: bool = False) -> float:
     """Do it; seconds until all of it was done. Notes the answer that confirms it; `cut`: that is the moment."""
     began = time.monotonic()
-    if case == "register":
+    if case.startswith("register"):
         given = {
             "path": f"{HOME}/tiny.gguf", "backend": "llamacpp", "exec": f"{HOME}/llama/llama-server", "gpus": "none",
             "port": "auto", "memory": f"{memory}M",
         }  # fmt: skip
         words = [word for key, value in given.items() for word in (key, "s", value)]
-        call(ROOT, "Manager", "Register", "sa{sv}a{sv}", name, str(len(given)), *words, "0")
+        options = ["1", "api_key", "s", "auto"] if case != "register" else ["0"]
+        call(ROOT, "Manager", "Register", "sa{sv}a{sv}", name, str(len(given)), *words, *options)
     elif case == "set":
         call(f"{ROOT}/model/{name}", "Model", "Set", "a{sv}a{sv}", "1", "memory", "s", f"{memory}M", "0")
+    elif case == "set a secret":
+        value = [str(byte) for byte in b"a value" * 99]
+        call(f"{ROOT}/model/{name}", "Model", "SetSecret", "saya{sv}", secret(memory), str(len(value)), *value, "0")
     else:
         job = call(f"{ROOT}/model/{name}", "Model", "Start", "a{sv}", "1", "enable", "b", "true")
     note(confirmed=name)
@@ -97,9 +115,9 @@ def ask(case: str, name: str, memory: int, *, cut: bool = False) -> float:
 
 def practise(case: str) -> float:
     """How long it takes."""
-    if case == "set":
-        return ask("set", "tiny", MEMORY)
-    seconds = ask("register", "practice", MEMORY)
+    if case in CHANGES:
+        return ask(case, "tiny", MEMORY)
+    seconds = ask("register" if case == "start" else case, "practice", MEMORY)
     if case == "start":
         seconds = ask("start", "practice", MEMORY)
     need("practice is over", user("cortexctl", "unregister", "--force", "practice").returncode, 0)
@@ -142,6 +160,8 @@ def look(title: str, before: World, asked: dict[str, Any], confirmed: bool) -> W
     def state() -> dict[str, str]:
         return {name: model["State"] for name, model in shown().items()}
 
+    files = {path.parent.name for path in (HOME / ".cortex/secrets").glob("*/environment")}
+    check(f"{title}: secrets are those of models", files, {name for name, model in there.items() if model["secrets"]})
     states = {name: "ready" if model["enabled"] else "stopped" for name, model in there.items()}
     check(f"{title}: what is enabled is ready", until(state, states), states)
     limits = {name: int(properties(f"cortex-{name}.service")["MemoryMax"]) >> 20 for name in there}
@@ -168,12 +188,12 @@ else:
 
 if number < len(PLAN):
     case, moment = PLAN[number]
-    name = "tiny" if case == "set" else f"model{number}"
+    name = "tiny" if case in CHANGES else f"model{number}"
     if case == "start":
         ask("register", name, MEMORY)
     usual = next((entry["seconds"] for entry in known if entry.get("usual") == case), None) or practise(case)
     note(usual=case, seconds=usual)
-    asked = {"case": case, "name": name, "memory": 1100 + number if case == "set" else MEMORY}
+    asked = {"case": case, "name": name, "memory": 1100 + number if case in CHANGES else MEMORY}
     note(asked=asked, moment=moment, world=world())
     if moment != "the answer":
         cut_power(usual * moment)

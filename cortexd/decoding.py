@@ -1,5 +1,7 @@
-"""D-Bus messages as plain Python values: variants unwrapped, structs as tuples, dictionaries as dict; on the way out a
-variant is a pair of signature and value. (D-Bus specification, type system and message protocol.)
+"""Bytes as D-Bus values (D-Bus specification, type system and message protocol): variants unwrapped, structs as tuples, dictionaries
+as dict, arrays of bytes as bytes. For the client, and for dbus-next, whose own way to them takes five times as long.
+
+What comes from a bus daemon is well-formed: it checks every message.
 """
 
 from __future__ import annotations
@@ -7,28 +9,23 @@ from __future__ import annotations
 from functools import lru_cache
 from struct import Struct
 
-from cortexd.encoding import FIXED, SIGNATURE, alignment, encode, message, split, types
+from cortexd.encoding import FIXED, SIGNATURE, alignment, split, types
 
-TYPE_CHECKING = False  # typing takes as long to import as half of our own modules
+TYPE_CHECKING = False  # typing takes as long to import as half of the client
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
     from typing import Any
 
     Reader = Callable[[bytes, int], tuple[Any, int]]
     """(buffer, position) → (value, position after it). Positions count from a place that is aligned to 8."""
 
-METHOD_CALL, METHOD_RETURN, ERROR, SIGNAL = 1, 2, 3, 4
-"""Types of messages."""
+_WORDS = {order: Struct(order + "I").unpack_from for order in "<>"}
+_TEXTS, _NUMBER = frozenset((b"\1s\0", b"\1o\0")), b"\1u\0"
+"""Signatures of header fields, as they are written."""
 
-NO_AUTO_START = 2
-
-
-def method_call(
-    serial: int, fields: Mapping[int, str], signature: str, body: Sequence[Any], *, autostart: bool
-) -> bytes:
-    """A whole message. Raises UnicodeEncodeError for a string that is none."""
-    content = encode(signature, body)
-    return bytes(message(METHOD_CALL, 0 if autostart else NO_AUTO_START, serial, fields, signature, content))
+_MAX_KNOWN = 256
+_KNOWN: dict[str, dict[bytes, Reader]] = {"<": {}, ">": {}}
+"""Of each byte order, the readers of variants by their signature as it is written: a fifth quicker than by `reader`."""
 
 
 def size(buffer: bytearray) -> int:
@@ -38,19 +35,36 @@ def size(buffer: bytearray) -> int:
     return 16 + fields + -fields % 8 + int.from_bytes(buffer[4:8], order)  # type: ignore[arg-type]
 
 
-def received(data: bytes) -> tuple[int, dict[int, Any], tuple[Any, ...]]:
-    """A whole message's type, header fields and values."""
+def received(data: bytes, body: bool = True) -> tuple[int, int, int, dict[int, Any], tuple[Any, ...]]:
+    """A whole message's type, flags, serial, header fields and values; without its `body`, no values."""
     order = "<" if data[0] == 0x6C else ">"
-    found, position = reader("a(yv)", order)(data, 12)
-    fields = dict(found)
-    return data[1], fields, decode(fields.get(SIGNATURE, ""), data[position + -position % 8 :], order)
+    word = _WORDS[order]
+    serial, length = word(data, 8)[0], word(data, 12)[0]
+    fields: dict[int, Any] = {}
+    position, end = 16, 16 + length
+    while position < end:  # each a structure of byte and variant, whose value begins at the fifth byte
+        code, kind = data[position], data[position + 1 : position + 4]
+        begin = position + 4
+        if kind in _TEXTS:
+            begin, position = begin + 4, begin + 4 + word(data, begin)[0]
+            fields[code] = data[begin:position].decode()
+            position += 1
+        elif kind == _NUMBER:
+            position = begin + 4
+            fields[code] = word(data, begin)[0]
+        else:
+            fields[code], position = reader("v", order)(data, position + 1)
+        position += -position % 8
+    signature = fields.get(SIGNATURE)
+    values = decode(signature, data, order, end + -end % 8) if signature and body else ()
+    return data[1], data[2], serial, fields, values
 
 
-def decode(signature: str, body: bytes, order: str = "<") -> tuple[Any, ...]:
-    """The values of a message body. `order` is struct's sign for the byte order."""
-    values, position = [], 0
+def decode(signature: str, data: bytes, order: str = "<", position: int = 0) -> tuple[Any, ...]:
+    """The values of a message body, which begins at `position`. `order` is struct's sign for the byte order."""
+    values = []
     for kind in types(signature):
-        value, position = reader(kind, order)(body, position)
+        value, position = reader(kind, order)(data, position)
         values.append(value)
     return tuple(values)
 
@@ -102,13 +116,15 @@ def _signature(buffer: bytes, position: int) -> tuple[Any, int]:
 
 
 def _variant(order: str) -> Reader:
-    known: dict[bytes, Reader] = {}
+    known = _KNOWN[order]
 
     def read(buffer: bytes, position: int) -> tuple[Any, int]:
         end = position + 1 + buffer[position]
         kind = buffer[position + 1 : end]
         inner = known.get(kind)
         if inner is None:
+            if len(known) >= _MAX_KNOWN:  # whoever calls us chooses them
+                known.clear()
             inner = known[kind] = reader(kind.decode(), order)
         return inner(buffer, end + 1)
 
@@ -123,6 +139,8 @@ def _array(kind: str, order: str) -> Reader:
         size, position = length(buffer, position)
         position += -position & mask
         end = position + size
+        if kind == "ay":
+            return buffer[position:end], end
         values = []
         while position < end:
             value, position = element(buffer, position)
