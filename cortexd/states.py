@@ -135,7 +135,7 @@ def judge(
         if sub.startswith("auto-restart") or sub == "failed-before-auto-restart":
             seconds = spec.restart.restart_seconds if pause is None else pause
             coming = f"systemd starts it again {seconds:.3g} s after its end"
-            why = health.reason if ending == "health" else cause or describe_end(unit)
+            why = cause or (health.reason if ending == "health" else describe_end(unit))
             return Judgement(State.RESTARTING, "; ".join(filter(None, (why, coming))))
         return Judgement(State.STARTING, unit.status_text)
     if active != "active":
