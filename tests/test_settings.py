@@ -678,7 +678,9 @@ def test_a_condemned_run_restarts_and_does_not_stop() -> None:
                    exec_main_status=9)  # fmt: skip
     assert judge(waiting, health, spec_of(), ending="health").reason.startswith("dead; systemd starts it again")
     # Once it is known why, that is said: a probe that was under way may have met the end of the run.
-    assert judge(waiting, health, spec_of(), ending="health", cause="killed").reason.startswith("killed; systemd starts")
+    assert judge(waiting, health, spec_of(), ending="health", cause="killed").reason.startswith(
+        "killed; systemd starts"
+    )
     assert "SIGKILL" in judge(waiting, health, spec_of()).reason
 
 

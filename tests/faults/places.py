@@ -49,6 +49,12 @@ class MockPlace(Place):
             self = cls(folder, home, address, address)
             self._runtime = runtime
             self.environment["XDG_RUNTIME_DIR"] = str(runtime)
+            # The session's own journal has the runs of a model of that name on the real manager.
+            journal = folder / "bin" / "journalctl"
+            journal.parent.mkdir()
+            journal.write_text("#!/bin/sh\n")
+            journal.chmod(0o755)
+            self.environment["PATH"] = f"{journal.parent}:{os.environ['PATH']}"
             closing.callback(self.close)
             until(self._answers, "the mock")
             self.program.write_text("#!/bin/sh\n")
