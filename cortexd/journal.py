@@ -129,7 +129,8 @@ async def runs(since: int) -> list[Entry]:
     return found
 
 
-_STARTED = "eed00a68ffd84e31882105fd973abdd1"
+_UP = ("MESSAGE_ID=39f53479d3a045ac8e11786248231fbf", "USER_UNIT=basic.target")
+"""The manager's word that it begins to start services, ours among them."""
 _SOCKET = "/run/systemd/journal/socket"
 
 _WINDOW = 30_000_000  # microseconds
@@ -182,7 +183,7 @@ def tell(unit: str, run: str, message: str) -> None:
 
 async def manager_started(since: int) -> bool:
     """Whether the journal knows that the user's manager started since then: with a login or a boot."""
-    return bool(await records([f"MESSAGE_ID={_STARTED}", *BY_MANAGER], ["MESSAGE_ID"], lines=1, since=since))
+    return bool(await records([*_UP, *BY_MANAGER], ["MESSAGE_ID"], lines=1, since=since))
 
 
 def _between(since: int, until: int) -> list[str]:

@@ -41,7 +41,7 @@ def transitions(
         return Event(model=model, kind=kind, message=message, priority=priority, invocation_id=run or new.invocation_id)
 
     new_run = bool(new.invocation_id) and new.invocation_id != old.invocation_id
-    paused = old.sub_state.startswith("auto-restart")
+    paused = _is_paused(old)
     waited = paused and not new_run  # its end was told
     unseen = new_run and old.running and not paused
     if unseen and new.n_restarts > old.n_restarts and not explained:
@@ -60,7 +60,7 @@ def transitions(
         )
     if new.active_state == "active" and (old.active_state != "active" or new_run):
         yield became_ready(model, new)
-    if new.sub_state.startswith("auto-restart") and not waited:
+    if _is_paused(new) and not waited:
         why = describe_end(new) or "the server ended by itself"
         if not explained:
             coming = NO_MORE_RUNS if is_last else "systemd starts it again"
@@ -100,6 +100,12 @@ def transitions(
             yield event("ended", describe_end(new) or "stopped before its server ran")
     elif new.active_state == "inactive" and old.running and by.by == "stop":
         yield event("stopped", "stopped")
+
+
+def _is_paused(unit: UnitState) -> bool:
+    """Whether its run is over, and systemd waits to start the next one. From 254 on that one has its name before the unit has
+    left the pause (measured on 257); nothing has ended it then."""
+    return unit.sub_state.startswith("auto-restart") and (unit.result != "success" or bool(unit.exec_main_code))
 
 
 def follow_stop(ending: Ending, old: UnitState, new: UnitState) -> Ending:

@@ -738,6 +738,7 @@ UP = unit(
 CRASHED = unit(active_state="failed", result="signal", invocation_id="a", exec_main_code=KILLED, exec_main_status=9)
 AGAIN = unit(active_state="activating", sub_state="auto-restart", result="signal", invocation_id="a", exec_main_code=KILLED,
              exec_main_status=9)  # fmt: skip
+QUEUED = unit(active_state="activating", sub_state="auto-restart-queued", invocation_id="b", main_pid=8, n_restarts=1)
 ENDED = unit(invocation_id="a", exec_main_code=EXITED)
 TERMINATED = unit(invocation_id="a", exec_main_code=KILLED, exec_main_status=15)
 
@@ -782,6 +783,8 @@ TERMINATED = unit(invocation_id="a", exec_main_code=KILLED, exec_main_status=15)
         (UP, TERMINATED, "gave-up", [("stopped", "stopped by cortexd"), ("stays-stopped", "")]),
         (UP, AGAIN, "gave-up", [("ended", "killed by SIGKILL; it is being stopped")]),
         (AGAIN, dataclasses.replace(AGAIN, invocation_id="b"), "", [("run", "run begins"), ("ended", "systemd starts it again")]),
+        (AGAIN, QUEUED, "", [("run", "run begins (process 8)")]),
+        (QUEUED, dataclasses.replace(AGAIN, invocation_id="b"), "", [("ended", "systemd starts it again")]),
         (dataclasses.replace(UP, active_state="deactivating", job=9), TERMINATED, "systemd", [("stopped", "by systemd: with systemctl, or")]),
         (dataclasses.replace(UP, active_state="deactivating", job=9), ENDED, "systemd", [("stopped", "by systemd: with systemctl, or")]),
         (dataclasses.replace(UP, active_state="deactivating"), TERMINATED, "", [("ended", "SIGTERM from outside")]),
