@@ -19,7 +19,8 @@ def rest(name: str) -> tuple[str, str]:
 
 
 for what, (name, _) in FATES.items():
-    check(f"one that {what} is given up", until(lambda name=name: rest(name)[0], "failed", seconds=120), "failed")
+    given_up = until(lambda name=name: rest(name)[0] if events(name, "gave-up") else "", "failed", seconds=120)
+    check(f"one that {what} is given up", given_up, "failed")
     unit = properties(f"cortex-{name}.service")
     stays = unit["SubState"] in ("dead", "failed") and unit.get("Job", "") in ("", "0")
     check(f"one that {what}: systemd has it at rest", stays, True)
