@@ -99,7 +99,7 @@ def transitions(
         else:
             yield event("ended", describe_end(new) or "stopped before its server ran")
     elif new.active_state == "inactive" and old.running and by.by == "stop":
-        yield event("stopped", "stopped")
+        yield event("stopped", _IN_THE_PAUSE if waited else "stopped")
 
 
 def _is_paused(unit: UnitState) -> bool:

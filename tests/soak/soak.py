@@ -171,7 +171,9 @@ def ends(events: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     """What was told of runs' ends, by InvocationID."""
     found: dict[str, list[str]] = defaultdict(list)
     for event in events:
-        if event["Kind"] in ("ended", "failed", "exited", "stopped", "stop-unclean"):
+        # A stop in the pause after a run is no end of that run.
+        in_the_pause = "while it waited for its next start" in event["Message"]
+        if event["Kind"] in ("ended", "failed", "exited", "stopped", "stop-unclean") and not in_the_pause:
             found[event["InvocationID"]].append(f"{event['Kind']}: {event['Message']}")
     return found
 
